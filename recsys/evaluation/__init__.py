@@ -1,0 +1,1 @@
+"""Exact, honest offline evaluation."""

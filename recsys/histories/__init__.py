@@ -1,0 +1,1 @@
+"""The ragged store of user histories, and everything that points into it."""

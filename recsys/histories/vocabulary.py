@@ -1,0 +1,76 @@
+"""Raw ids and the indices that stand for them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A bijection between raw ids and the indices `first_index ..`.
+
+    Attributes:
+        raw_ids: the raw ids (String or Int64), unique, in index order.
+        first_index: 1 for items (0 is padding), 0 for users.
+    """
+
+    raw_ids: pl.Series
+    first_index: int
+
+    def __len__(self) -> int:
+        return len(self.raw_ids)
+
+    @property
+    def size(self) -> int:
+        """One more than the largest index: V for items (padding counted)."""
+        return self.first_index + len(self.raw_ids)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the raw ids in index order and their type."""
+        digest = hashlib.sha256(f"{self.raw_ids.dtype}\n".encode())
+        text = self.raw_ids.cast(pl.String)
+        for chunk in text.to_frame("id").iter_slices(1 << 16):
+            digest.update("\x00".join(chunk["id"].to_list()).encode())
+            digest.update(b"\x01")
+        return digest.hexdigest()
+
+    @cached_property
+    def _lookup(self) -> dict[Any, int]:
+        return {raw: self.first_index + i for i, raw in enumerate(self.raw_ids.to_list())}
+
+    def index_of(self, raw_id: Any) -> int | None:
+        """The index of a raw id, or None if it is unknown."""
+        return self._lookup.get(raw_id)
+
+    def raw(self, indices: np.ndarray) -> pl.Series:
+        """The raw ids of an array of indices (each ≥ first_index)."""
+        return self.raw_ids.gather(np.asarray(indices, dtype=np.int64) - self.first_index)
+
+    def tie_order(self, seed: int) -> np.ndarray:
+        """A total order of all indices that no model can know: by seeded hash of the raw id.
+
+        Args:
+            seed: of the hash.
+
+        Returns:
+            int64 [size]: position of each index in the order. Indices below `first_index`
+            (padding) stand last.
+        """
+        key = f"{seed}\x00".encode()
+        hashes = [
+            hashlib.blake2b(key + str(raw).encode(), digest_size=8).digest()
+            for raw in self.raw_ids.to_list()
+        ]
+        values = np.frombuffer(b"".join(hashes), dtype=">u8")
+        order = np.lexsort((np.arange(len(values)), values))
+        place = np.empty(self.size, dtype=np.int64)
+        place[: self.first_index] = len(values)
+        place[self.first_index + order] = np.arange(len(values))
+        return place

@@ -1,0 +1,1 @@
+"""From raw interaction logs to clean, encoded events."""

@@ -1,0 +1,1 @@
+"""Recommenders: one model, one file."""

@@ -1,0 +1,1 @@
+"""Models without gradients that every table carries."""

@@ -1,0 +1,1 @@
+"""Models that predict the next item of a history."""
