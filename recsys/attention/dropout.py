@@ -25,16 +25,16 @@ def random_bytes(count: int, device: torch.device) -> Tensor:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, threshold: int) -> Tensor:
-        keep = (random_bytes(x.numel(), x.device) >= threshold).view(x.shape)
-        ctx.save_for_backward(keep)
+        dropped = (random_bytes(x.numel(), x.device) < threshold).view(x.shape)
+        ctx.save_for_backward(dropped)
         ctx.scale = 256 / (256 - threshold)
-        return (x * ctx.scale).mul_(keep)
+        return (x * ctx.scale).masked_fill_(dropped, 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (keep,) = ctx.saved_tensors
-        return (grad * ctx.scale).mul_(keep), None
+        (dropped,) = ctx.saved_tensors
+        return (grad * ctx.scale).masked_fill_(dropped, 0), None
 
 
 class Dropout(nn.Module):

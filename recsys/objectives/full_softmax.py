@@ -76,7 +76,8 @@ class _FullSoftmax(torch.autograd.Function):
             log_total_C = logits_CN.amax(1).float() - p_CN.amax(1).float().log()
             answer_logits_C = logits_CN.gather(1, answers_C1).squeeze(1).float()
             loss += (log_total_C - answer_logits_C).sum(dtype=torch.float64)
-            p_CN.scatter_add_(1, answers_C1, p_CN.new_full(answers_C1.shape, -1.0))
+            rows_C1 = torch.arange(len(h_CD), device=h_CD.device)[:, None]
+            p_CN[rows_C1, answers_C1] -= 1  # scatter_add_ would copy the whole chunk
             torch.mm(p_CN, items_ND, out=grad_hidden_TD[begin : begin + chunk])
             grad_table_VD[1:] += p_CN.T @ h_CD
         ctx.save_for_backward(grad_hidden_TD, grad_table_VD)
