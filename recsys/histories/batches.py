@@ -41,14 +41,26 @@ def history_batch(
 
 
 class TrainingBatches:
-    """Endless-epoch source of training batches of about `tokens_per_batch` events each.
+    """The training batches of an epoch, about `tokens_per_batch` events each.
 
-    Histories are shuffled, sorted by length inside blocks of 2,048 and cut into batches of similar
-    length; the batches are then shuffled. The order is a pure function of (seed, epoch), so the
-    state is two integers: a run that stops mid-epoch goes on with the next batch.
+    Histories are shuffled in blocks of 2,048 and sorted by length inside each block, upwards and
+    downwards in turn so that neighbours stay alike across borders; the row of histories is cut into
+    a fixed number of batches of nearly equal token counts, and the batches are shuffled. The order
+    is a pure function of (seed, epoch), so the state is two integers: a run that stops mid-epoch
+    goes on with the next batch.
 
     Each history gives its newest `max_length + 1` training events: inputs are all but the last,
     targets all but the first. Histories with fewer than two training events have no target.
+
+    Args:
+        store: the histories.
+        training_ends: int64 [users], training sees the user's events `[0, training_end)`.
+        max_length: newest events a model sees.
+        tokens_per_batch: events aimed at in one batch.
+        seed: of the order.
+
+    Raises:
+        ValueError: no history has two training events, or a number is out of range.
     """
 
     def __init__(
@@ -59,13 +71,22 @@ class TrainingBatches:
         tokens_per_batch: int,
         seed: int,
     ) -> None:
+        if tokens_per_batch < 1:
+            raise ValueError(f"trainer.tokens_per_batch must be at least 1, not {tokens_per_batch}")
         self.store = store
         self.max_length = max_length
-        self.tokens_per_batch = tokens_per_batch
         self.seed = seed
         self.users = np.flatnonzero(training_ends >= 2)
+        if len(self.users) == 0:
+            raise ValueError(
+                "nobody has two training events, so there is nothing to learn from: after the split "
+                f"the longest of {len(training_ends):,} training histories has "
+                f"{int(training_ends.max(initial=0))}"
+            )
         self.ends = training_ends[self.users]
         self.lengths = np.minimum(self.ends - 1, max_length)
+        wanted = -(-self.tokens_per_epoch // tokens_per_batch)
+        self.batches_per_epoch = min(wanted, len(self.users))
         self.epoch = 0
         self.next_batch = 0
 
@@ -75,20 +96,27 @@ class TrainingBatches:
         return int(self.lengths.sum())
 
     def plan(self, epoch: int) -> list[np.ndarray]:
-        """The batches of one epoch: row numbers into `self.users`."""
+        """The batches of one epoch: row numbers into `self.users`, each row in one batch."""
         draw = np.random.Generator(np.random.PCG64([self.seed, epoch, 0xBA7C4]))
         order = draw.permutation(len(self.users))
-        batches: list[np.ndarray] = []
-        for begin in range(0, len(order), BLOCK):
+        blocks = []
+        for number, begin in enumerate(range(0, len(order), BLOCK)):
             block = order[begin : begin + BLOCK]
             block = block[np.argsort(self.lengths[block], kind="stable")]
-            totals = np.cumsum(self.lengths[block])
-            cuts = np.arange(1, totals[-1] // self.tokens_per_batch + 1) * self.tokens_per_batch
-            batches += [part for part in np.split(block, np.searchsorted(totals, cuts)) if len(part)]
-        return [batches[i] for i in draw.permutation(len(batches))]
+            blocks.append(block if number % 2 == 0 else block[::-1])
+        row = np.concatenate(blocks)
+        ends = np.cumsum(self.lengths[row])
+        n = self.batches_per_epoch
+        cuts = np.searchsorted(ends, np.arange(1, n) * (ends[-1] / n))
+        # Every batch holds at least one history, whatever the lengths.
+        index = np.arange(1, n)
+        cuts = np.maximum.accumulate(np.maximum(cuts - index, 0)) + index
+        cuts = np.minimum(cuts, len(row) - n + index)
+        batches = np.split(row, cuts)
+        return [batches[i] for i in draw.permutation(n)]
 
     def __len__(self) -> int:
-        return len(self.plan(self.epoch))
+        return self.batches_per_epoch
 
     def __iter__(self) -> Iterator[tuple[HistoryBatch, torch.Tensor]]:
         """Yields (inputs, targets_T) from the current position to the end of the epoch."""
@@ -96,23 +124,27 @@ class TrainingBatches:
         while self.next_batch < len(plan):
             rows = plan[self.next_batch]
             self.next_batch += 1
+            if self.next_batch == len(plan):
+                # Stepped before the last batch is handed out, so that a state saved at the end of
+                # an epoch points at the next one.
+                self.epoch += 1
+                self.next_batch = 0
+                yield self.batch(rows)
+                return
             yield self.batch(rows)
-        self.epoch += 1
-        self.next_batch = 0
 
     def batch(self, rows: np.ndarray) -> tuple[HistoryBatch, torch.Tensor]:
-        """Inputs and the packed targets of the given rows."""
+        """Inputs and the packed targets of the given rows of `self.users`."""
         users, ends = self.users[rows], self.ends[rows]
         inputs = history_batch(self.store, users, ends - 1, self.max_length)
-        shifted = history_batch(self.store, users, ends, self.max_length + 1).items_BL[:, 1:]
-        return inputs, shifted.flatten()[inputs.packed_T]
+        shifted_BL = history_batch(self.store, users, ends, self.max_length + 1).items_BL[:, 1:]
+        return inputs, shifted_BL.flatten()[inputs.packed_T]
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the stream."""
-        return {"epoch": self.epoch, "next_batch": self.next_batch, "seed": self.seed}
+        return {"epoch": self.epoch, "next_batch": self.next_batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.epoch = int(state["epoch"])
         self.next_batch = int(state["next_batch"])
-        self.seed = int(state["seed"])

@@ -1,0 +1,199 @@
+"""What happens around the training steps: choosing, keeping, reporting."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor, nn
+
+from recsys.training.next_item_task import NextItemTask
+from recsys.training.reporting import Reporter
+
+Validate = Callable[[nn.Module], Mapping[str, float]]
+
+
+class TrainingDiverged(ValueError):
+    """The loss is no longer a number."""
+
+
+class ChooseOnValidation(lightning.Callback):
+    """Validates after every epoch, keeps the best weights, stops when nothing improves.
+
+    Args:
+        validate: metrics of a model in evaluation mode.
+        monitor: the metric that chooses, the larger the better.
+        patience: epochs without improvement before training stops; None never stops early.
+        every: validate every so many epochs (and after the last).
+        reporter: gets every value.
+        say: prints a line, or None.
+    """
+
+    def __init__(
+        self,
+        validate: Validate,
+        monitor: str,
+        patience: int | None,
+        every: int,
+        reporter: Reporter,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.validate = validate
+        self.monitor = monitor
+        self.patience = patience
+        self.every = every
+        self.reporter = reporter
+        self.say = say
+        self.best_score = -math.inf
+        self.best_epoch = 0
+        self.best_weights: dict[str, Tensor] = {}
+        self.seconds_training = 0.0
+        self.seconds_validating = 0.0
+        self._loss_sum = torch.zeros((), dtype=torch.float64)
+        self._steps = 0
+        self._started = 0.0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Starts the epoch's clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Adds up the loss, and stops at once when it is not finite."""
+        loss = float(outputs["loss"])
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"the loss became {loss} at step {trainer.global_step}: lower trainer.learning_rate "
+                f"(now {module.learning_rate}) or take trainer.precision=32"
+            )
+        self._loss_sum += loss
+        self._steps += 1
+        if trainer.global_step % 50 == 0:
+            self.reporter.metrics({"train/loss_step": loss}, trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: NextItemTask) -> None:
+        """Validates, reports, chooses."""
+        epoch = trainer.current_epoch + 1
+        self.seconds_training += time.perf_counter() - self._started
+        loss = float(self._loss_sum) / max(1, self._steps)
+        self._loss_sum.zero_()
+        self._steps = 0
+        values = {
+            "train/loss": loss,
+            "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        text = f"epoch {epoch}/{trainer.max_epochs}  loss {loss:.4f}"
+        last = epoch == trainer.max_epochs
+        if epoch % self.every == 0 or last:
+            started = time.perf_counter()
+            module.model.eval()
+            with torch.inference_mode():
+                scores = dict(self.validate(module.model))
+            module.model.train()
+            self.seconds_validating += time.perf_counter() - started
+            values |= scores
+            score = scores[self.monitor]
+            if score > self.best_score:
+                self.best_score, self.best_epoch = score, epoch
+                self.best_weights = {
+                    name: value.detach().clone() for name, value in module.model.state_dict().items()
+                }
+            text += f"  {self.monitor} {score:.4f}  best {self.best_score:.4f} @{self.best_epoch}"
+            if self.patience is not None and epoch - self.best_epoch >= self.patience:
+                trainer.should_stop = True
+        self.reporter.metrics(values, epoch)
+        if self.say:
+            self.say(f"{text}  {time.perf_counter() - self._started:.1f} s")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs to choose as if it had not been interrupted."""
+        return {
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "best_weights": self.best_weights,
+            "loss_sum": self._loss_sum.clone(),
+            "steps": self._steps,
+            "seconds_training": self.seconds_training,
+            "seconds_validating": self.seconds_validating,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self.best_score = state_dict["best_score"]
+        self.best_epoch = state_dict["best_epoch"]
+        self.best_weights = state_dict["best_weights"]
+        self._loss_sum = state_dict["loss_sum"].clone()
+        self._steps = state_dict["steps"]
+        self.seconds_training = state_dict["seconds_training"]
+        self.seconds_validating = state_dict["seconds_validating"]
+
+
+class Generators(lightning.Callback):
+    """Keeps torch's random generator in the checkpoint: the only one training draws from.
+
+    (The order of batches is a pure function of seed and epoch, so the loader has no generator.)
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the generators."""
+        state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state_all()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until training starts, since setting up draws too."""
+        self._state = state_dict
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Puts the generators where they were."""
+        state = getattr(self, "_state", None)
+        if state is None:
+            return
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class KeepLast(lightning.Callback):
+    """Writes the checkpoint for resuming: after every epoch, and every so many seconds between.
+
+    Must stand behind the other callbacks, so that it saves what they did.
+
+    Args:
+        path: of the checkpoint; replaced whole.
+        seconds: between two checkpoints inside an epoch.
+    """
+
+    def __init__(self, path: Path, seconds: float = 60.0) -> None:
+        self.path = path
+        self.seconds = seconds
+        self._saved = time.monotonic()
+
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Writes aside, then renames."""
+        aside = self.path.with_suffix(".writing")
+        trainer.save_checkpoint(aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(self.path)
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves when the time has come, except at the end of an epoch, which saves anyway."""
+        due = time.monotonic() - self._saved >= self.seconds
+        if due and batch_idx + 1 < trainer.num_training_batches:
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Saves."""
+        self.save(trainer)

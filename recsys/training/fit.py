@@ -1,0 +1,171 @@
+"""One call that trains a next-item model."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor
+
+from recsys.histories.batches import TrainingBatches
+from recsys.training.callbacks import ChooseOnValidation, Generators, KeepLast, Validate
+from recsys.training.next_item_task import NextItemTask
+from recsys.training.precision import Precision, resolve
+from recsys.training.reporting import Reporter
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be resumed from."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training found.
+
+    Attributes:
+        best_epoch: epoch of the chosen weights, from 1; 0 if no epoch ended.
+        best_score: the monitored metric there.
+        epochs: epochs trained.
+        seconds_training: in training steps.
+        seconds_validating: in validation.
+    """
+
+    best_epoch: int
+    best_score: float
+    epochs: int
+    seconds_training: float
+    seconds_validating: float
+
+
+def fit(
+    task: NextItemTask,
+    batches: TrainingBatches,
+    *,
+    validate: Validate,
+    monitor: str,
+    max_epochs: int,
+    patience: int | None,
+    validate_every: int,
+    precision: Precision,
+    checkpoint: Path,
+    resume: Path | None,
+    reporter: Reporter,
+    progress: bool,
+    say: Callable[[str], None] | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> Fitted:
+    """Trains `task.model` and leaves the best weights in it.
+
+    Args:
+        task: model, objective and optimizer.
+        batches: training batches; their state is part of the checkpoint.
+        validate: metrics of a model; one of them is `monitor`.
+        monitor: the metric that chooses weights and stops training, the larger the better.
+        max_epochs: passes over the training histories.
+        patience: epochs without improvement before stopping; None never.
+        validate_every: epochs between validations.
+        precision: "auto", "32" or "bf16".
+        checkpoint: where the checkpoint for resuming is kept.
+        resume: a checkpoint to go on from, or None.
+        reporter: gets losses and metrics.
+        progress: whether to show Lightning's bar.
+        say: prints one line per epoch.
+        checkpoint_seconds: between two checkpoints inside an epoch.
+
+    Raises:
+        CheckpointError: `resume` is missing, truncated, or of another model.
+        TrainingDiverged: the loss is not finite.
+    """
+    choose = ChooseOnValidation(validate, monitor, patience, validate_every, reporter, say)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    callbacks: list[lightning.Callback] = [
+        choose,
+        Generators(),
+        KeepLast(checkpoint, checkpoint_seconds),
+    ]
+    if progress:
+        callbacks.append(lightning.callbacks.TQDMProgressBar(leave=False))
+    if resume is not None:
+        check_checkpoint(resume, task)
+    with quiet_lightning():
+        trainer = lightning.Trainer(
+            max_epochs=max_epochs,
+            precision=resolve(precision),
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            num_sanity_val_steps=0,
+            default_root_dir=str(checkpoint.parent),
+            accelerator="auto",
+            devices=1,
+        )
+        trainer.fit(
+            task,
+            batches,
+            ckpt_path=None if resume is None else str(resume),
+            weights_only=True,
+        )
+    # Lightning turns Ctrl-C into an exit of its own; ours keeps its meaning.
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if choose.best_weights:
+        task.model.load_state_dict(choose.best_weights)
+    return Fitted(
+        choose.best_epoch,
+        choose.best_score,
+        trainer.current_epoch,
+        choose.seconds_training,
+        choose.seconds_validating,
+    )
+
+
+def check_checkpoint(path: Path, task: NextItemTask) -> None:
+    """Refuses a checkpoint that is missing, truncated or of another model.
+
+    Raises:
+        CheckpointError: which of these, and what to do.
+    """
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint {path} to resume from")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        weights: dict[str, Tensor] = state["state_dict"]
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is not a whole checkpoint ({type(error).__name__}); it may have been cut off "
+            "while it was copied: train again without resume="
+        ) from error
+    own = task.state_dict()
+    for name in own.keys() | weights.keys():
+        here = tuple(own[name].shape) if name in own else None
+        there = tuple(weights[name].shape) if name in weights else None
+        if here != there:
+            raise CheckpointError(
+                f"{path} is of another model: {name} has shape {there} there and {here} here; "
+                "resume with the configuration the run was started with"
+            )
+
+
+class quiet_lightning:
+    """Keeps Lightning's hints, which speak of options of its own, out of our users' terminal."""
+
+    def __enter__(self) -> None:
+        self._log = logging.getLogger("pytorch_lightning")
+        self._level = self._log.level
+        self._log.setLevel(logging.ERROR)
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("ignore", module="lightning_utilities")
+
+    def __exit__(self, *exception: object) -> None:
+        self._warnings.__exit__(None, None, None)
+        self._log.setLevel(self._level)
