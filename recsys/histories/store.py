@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +17,23 @@ import numpy as np
 import polars as pl
 
 from recsys.histories.vocabulary import Vocabulary
+from recsys.logs.files import disk_errors, sha256_of, sync, write_text
 
 NO_TIME = np.iinfo(np.int64).min
+
+FORMAT = "recsys-histories"
+VERSION = 1
+_ARRAYS = {
+    "offsets": np.dtype(np.int64),
+    "items": np.dtype(np.int32),
+    "times": np.dtype(np.int64),
+    "ratings": np.dtype(np.float32),
+    "labels": np.dtype(np.int8),
+}
+
+
+class StoreError(ValueError):
+    """A histories store that cannot be used. The message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -93,3 +115,221 @@ class HistoryStore:
                 pl.Series("item", [f"i{i}" for i in range(1, count + 1)], dtype=pl.String), 1
             ),
         )
+
+
+def write_store(
+    folder: Path,
+    store: HistoryStore,
+    *,
+    name: str,
+    fingerprint: str,
+    settings: dict[str, Any],
+    sources: list[dict[str, Any]],
+    order: str,
+    report: dict[str, Any],
+    extra_files: dict[str, Path] | None = None,
+) -> Path:
+    """Write a store whole or not at all, in place of one that may stand there.
+
+    Args:
+        folder: where to.
+        store: the arrays and vocabularies; its own manifest and path are not looked at.
+        name: of the data set.
+        fingerprint: identity of sources and settings.
+        settings: what the store was made with (JSON).
+        sources: path, size, mtime_ns and sha256 of each source file.
+        order: "time" or "order": what put the events in order.
+        report: the ingest report (JSON).
+        extra_files: file name → a finished file to move into the folder (the quarantine).
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: it could not be written (disk full, say); nothing is left behind.
+    """
+    with _written_aside(folder) as aside:
+        counts = (
+            store.item_vocabulary.raw_ids.rename("item")
+            .to_frame()
+            .with_columns(
+                count=pl.Series(np.bincount(store.items, minlength=store.catalogue_size)[1:])
+            )
+        )
+        for stem in _ARRAYS:
+            array = getattr(store, stem)
+            if array is not None:
+                _write_array(aside / f"{stem}.npy", array)
+        _write_parquet(
+            aside / "users.parquet", store.user_vocabulary.raw_ids.rename("user").to_frame()
+        )
+        _write_parquet(aside / "items.parquet", counts)
+        for file_name, source in (extra_files or {}).items():
+            shutil.move(source, aside / file_name)
+        write_text(aside / "report.json", json.dumps(report, indent=1))
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": fingerprint,
+            "name": name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "counts": {
+                "events": store.events,
+                "users": store.users,
+                "items": len(store.item_vocabulary),
+            },
+            "settings": settings,
+            "sources": sources,
+            "files": {
+                file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+                for file in sorted(aside.iterdir())
+            },
+            "item_vocabulary": store.item_vocabulary.fingerprint,
+            "user_vocabulary": store.user_vocabulary.fingerprint,
+            "order": order,
+            "has_times": store.times is not None,
+        }
+        write_text(aside / "manifest.json", json.dumps(manifest, indent=1))
+    return folder
+
+
+def open_store(path: Path, verify: bool = False) -> HistoryStore:
+    """Open a store; its arrays are mapped into memory, not read.
+
+    Args:
+        path: the folder of the store.
+        verify: also compare the SHA-256 of every file with the manifest.
+
+    Returns:
+        The store.
+
+    Raises:
+        StoreError: it is no store, of another format version, or a file of it is missing, cut off
+            or (with `verify`) altered.
+    """
+    manifest = read_manifest(path)
+    for name, entry in manifest["files"].items():
+        _check_file(path / name, entry, verify)
+    events, users = manifest["counts"]["events"], manifest["counts"]["users"]
+    shapes = {"offsets": users + 1}
+    arrays: dict[str, np.ndarray] = {}
+    for stem, dtype in _ARRAYS.items():
+        file = path / f"{stem}.npy"
+        if file.name not in manifest["files"]:
+            continue
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise StoreError(f"{file} is damaged ({error}). {_remedy(path)}") from error
+        if array.dtype != dtype or array.shape != (shapes.get(stem, events),):
+            raise StoreError(f"{file} does not hold what the manifest says. {_remedy(path)}")
+        arrays[stem] = array
+    ids = {}
+    for role in ("user", "item"):
+        file = path / f"{role}s.parquet"
+        try:
+            ids[role] = pl.read_parquet(file, columns=[role]).to_series()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise StoreError(f"{file} is damaged ({error}). {_remedy(path)}") from error
+    return HistoryStore(
+        offsets=np.array(arrays["offsets"]),
+        items=arrays["items"],
+        user_vocabulary=Vocabulary(ids["user"], 0),
+        item_vocabulary=Vocabulary(ids["item"], 1),
+        times=arrays.get("times"),
+        ratings=arrays.get("ratings"),
+        labels=arrays.get("labels"),
+        manifest=manifest,
+        path=path,
+    )
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a store.
+
+    Raises:
+        StoreError: there is none, it cannot be read, or it is of another format version.
+    """
+    file = path / "manifest.json"
+    if not path.is_dir():
+        raise StoreError(
+            f"There is no histories store at {path}. Make one: python -m pipelines.ingest"
+        )
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{path} is no histories store: it has no manifest.json. {_remedy(path)}"
+        ) from error
+    except ValueError as error:
+        raise StoreError(f"{file} cannot be read ({error}). {_remedy(path)}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise StoreError(f"{file} is not the manifest of a histories store. {_remedy(path)}")
+    if manifest.get("version") != VERSION:
+        raise StoreError(
+            f"{path} has format version {manifest.get('version')}, this program reads {VERSION}. "
+            f"{_remedy(path)}"
+        )
+    missing = {"fingerprint", "counts", "files", "has_times", "order"} - set(manifest)
+    if missing:
+        raise StoreError(f"{file} lacks {', '.join(sorted(missing))}. {_remedy(path)}")
+    return manifest
+
+
+def _remedy(path: Path) -> str:
+    return f"Delete {path}, or ingest again with data.verify=true, which makes it anew."
+
+
+def _check_file(file: Path, entry: dict[str, Any], verify: bool) -> None:
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError as error:
+        raise StoreError(f"{file} is missing. {_remedy(file.parent)}") from error
+    if size != entry["bytes"]:
+        word = "truncated" if size < entry["bytes"] else "damaged"
+        raise StoreError(
+            f"{file} is {word}: {size:,} bytes where the manifest says {entry['bytes']:,}. "
+            f"{_remedy(file.parent)}"
+        )
+    if verify and sha256_of(file) != entry["sha256"]:
+        raise StoreError(f"{file} was altered since it was written. {_remedy(file.parent)}")
+
+
+@contextmanager
+def _written_aside(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` when all went well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    aside.chmod(0o755)
+    try:
+        yield aside
+        for file in aside.iterdir():
+            sync(file)
+        sync(aside)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+            os.replace(folder, old)
+            os.replace(aside, folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(aside, folder)
+        sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()  # only if it is empty
+        raise
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    # Not np.save: on a full disk it says how many items it wrote, and not why it stopped.
+    array = np.ascontiguousarray(array)
+    header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(memoryview(array).cast("B"))
+
+
+def _write_parquet(path: Path, frame: pl.DataFrame) -> None:
+    with disk_errors(path):
+        frame.write_parquet(path)
