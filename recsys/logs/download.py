@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import queue
 import re
 import secrets
@@ -112,7 +111,7 @@ def download(
         note.unlink(missing_ok=True)
         raise
     sync(part)
-    os.replace(part, target)
+    part.replace(target)
     note.unlink(missing_ok=True)
     return target
 
@@ -131,7 +130,7 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
     try:
         write(aside)
         sync(aside)
-        os.replace(aside, target)
+        aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -174,7 +173,7 @@ def _receive(
             total = int(length) if length is not None and length.isdigit() else None
             known = _Note(url, _validator(response), total)
             note.write_text(json.dumps(asdict(known)), encoding="utf-8")
-        with open(part, "ab" if response.status == 206 else "wb") as file:
+        with part.open("ab" if response.status == 206 else "wb") as file:
             while True:
                 # Only the reading is retried: a full disk must come out as what it is.
                 try:
@@ -204,7 +203,7 @@ def _open(
     def work() -> None:
         try:
             answers.put(urllib.request.urlopen(request, timeout=stall_seconds))
-        except BaseException as error:  # noqa: BLE001  raised again by the thread that waits
+        except BaseException as error:  # raised again by the one who waits
             answers.put(error)
 
     threading.Thread(target=work, name="recsys-download", daemon=True).start()

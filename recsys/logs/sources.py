@@ -233,7 +233,7 @@ def _read(source: Source, path: Path) -> Tables:
         IndexError,
         pl.exceptions.PolarsError,
     ) as error:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             page = file.read(512).lstrip().lower().startswith((b"<!doctype", b"<html"))
         reason = "it is a web page" if page else str(error).split("\n")[0] or type(error).__name__
         raise SourceError(
@@ -309,7 +309,7 @@ def _alone(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows: two downloads at once would then spoil each other's part
         yield
         return
-    with open(folder / ".lock", "w") as lock:
+    with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
