@@ -1,0 +1,213 @@
+"""Mappings into dataclasses, strictly: no unknown key, nothing missing, no silent conversion.
+
+Field types: dataclasses, str, int, float, bool, None, Literal, list[T], dict[str, T] and unions of
+them. A union of dataclasses is told apart by its members' `name: Literal[...]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+C = TypeVar("C")
+REQUIRED = "???"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: names the key, where it was set and the nearest valid one."""
+
+
+def build(schema: type[C], values: dict[str, Any], where: Callable[[str], str]) -> C:
+    """Make a `schema` of `values`.
+
+    Args:
+        schema: a dataclass.
+        values: its fields by name; fields that are dataclasses as mappings in turn.
+        where: says of a dotted key where it was set, such as " in conf/train.yaml".
+
+    Raises:
+        ConfigError: naming every unknown key, or else every missing one and every wrong value.
+    """
+    check = _Check(schema, where)
+    result = check.dataclass(schema, values, "")
+    problems = check.unknown or check.wrong
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return result
+
+
+def keys_of(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key below a dataclass (or a union of them), with its type."""
+    for member in _dataclasses(schema):
+        for name, hint in _hints(member).items():
+            yield prefix + name, hint
+            yield from keys_of(hint, f"{prefix}{name}.")
+
+
+def nearest(name: str, choices: list[str], prefix: str = "") -> str:
+    """` Did you mean 'PREFIXx'?`, or nothing if no choice is near."""
+    found = get_close_matches(name, choices, n=1)
+    return f" Did you mean '{prefix}{found[0]}'?" if found else ""
+
+
+def takes_text(hint: Any) -> bool:
+    """Whether a field's values are text, or certain words, and nothing else but null."""
+    members = [member for member in _members(hint) if member is not type(None)]
+    words = [word for member in members for word in (_choices(member) or [member])]
+    return bool(words) and all(word is str or isinstance(word, str) for word in words)
+
+
+class _Check:
+    """One pass over the values, gathering what is wrong."""
+
+    def __init__(self, schema: type, where: Callable[[str], str]) -> None:
+        self.all_keys = sorted({key for key, _ in keys_of(schema)})
+        self.where = where
+        self.unknown: list[str] = []
+        self.wrong: list[str] = []
+
+    def fail(self, key: str, hint: Any, value: Any) -> None:
+        shown = "a mapping" if isinstance(value, dict) else repr(value)
+        close = ""
+        if isinstance(value, str):
+            close = nearest(value, [c for c in _choices(hint) if isinstance(c, str)])
+        self.wrong.append(f"{key} must be {_in_words(hint)}, not {shown}{self.where(key)}.{close}")
+
+    def dataclass(self, schema: Any, values: Any, key: str) -> Any:
+        if not isinstance(values, dict):
+            return self.fail(key, schema, values)
+        prefix = f"{key}." if key else ""
+        hints = _hints(schema)
+        for name in values:
+            if name not in hints:
+                self.unknown.append(self.unknown_key(prefix, str(name), list(hints)))
+        arguments = {}
+        for field in dataclasses.fields(schema):
+            if field.name in values:
+                arguments[field.name] = self.value(
+                    hints[field.name], values[field.name], prefix + field.name
+                )
+            elif _has_no_default(field):
+                self.wrong.append(
+                    f"{prefix}{field.name} is missing: add {prefix}{field.name}=VALUE."
+                )
+        if self.unknown or self.wrong:
+            return None
+        return schema(**arguments)
+
+    def unknown_key(self, prefix: str, name: str, siblings: list[str]) -> str:
+        key = prefix + name
+        text = f"unknown key '{key}'{self.where(key)}."
+        if key in self.all_keys:  # 'trainer.max_epochs: 3' in a file
+            return f"{text} In a file the part behind a dot stands on a line of its own, indented."
+        last = {full.rsplit(".", 1)[-1]: full for full in self.all_keys}
+        close = nearest(name, siblings, prefix)
+        if not close and (found := get_close_matches(name.rsplit(".", 1)[-1], last, n=1)):
+            close = f" Did you mean '{last[found[0]]}'?"
+        return text + (close or f" Known here: {', '.join(siblings)}.")
+
+    def value(self, hint: Any, value: Any, key: str) -> Any:
+        if value == REQUIRED:
+            self.wrong.append(f"{key} is required: add {key}=VALUE.")
+            return None
+        classes = _dataclasses(hint)
+        if classes and value is not None:
+            return self.one_of(classes, value, key)
+        try:
+            return _convert(hint, value)
+        except TypeError:
+            return self.fail(key, hint, value)
+
+    def one_of(self, classes: list[Any], value: Any, key: str) -> Any:
+        """The member of a union of dataclasses that `value["name"]` names."""
+        if len(classes) == 1 or not isinstance(value, dict):
+            return self.dataclass(classes[0], value, key)
+        by_name = {name: c for c in classes for name in get_args(_hints(c).get("name"))}
+        name = value.get("name", REQUIRED)
+        if name not in by_name:
+            names = Literal[tuple(by_name)]  # type: ignore[valid-type]
+            return self.value(names, name, f"{key}.name")
+        return self.dataclass(by_name[name], value, key)
+
+
+@cache
+def _hints(schema: Any) -> dict[str, Any]:
+    return get_type_hints(schema)
+
+
+def _members(hint: Any) -> list[Any]:
+    union = get_origin(hint) in (Union, types.UnionType)
+    return list(get_args(hint)) if union else [hint]
+
+
+def _dataclasses(hint: Any) -> list[Any]:
+    return [member for member in _members(hint) if dataclasses.is_dataclass(member)]
+
+
+def _choices(hint: Any) -> list[Any]:
+    members = [member for member in _members(hint) if get_origin(member) is Literal]
+    return [choice for member in members for choice in get_args(member)]
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """The value as `hint`, or TypeError. Only whole numbers become floats; nothing else changes."""
+    members = _members(hint)
+    if len(members) > 1:
+        for member in members:
+            try:
+                return _convert(member, value)
+            except TypeError:
+                continue
+        raise TypeError
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        if value is False and "off" in choices:  # YAML reads a bare off as false
+            return "off"
+        if type(value) is int and str(value) in choices:  # precision: 32
+            return str(value)
+        if any(value == choice and type(value) is type(choice) for choice in choices):
+            return value
+    elif get_origin(hint) is list and isinstance(value, list):
+        return [_convert(get_args(hint)[0], element) for element in value]
+    elif get_origin(hint) is dict and isinstance(value, dict):
+        inner = get_args(hint)[1]
+        return {str(name): _convert(inner, element) for name, element in value.items()}
+    elif hint is float and type(value) in (int, float) and value == value:
+        return float(value)
+    elif hint is type(None) and value is None:
+        return None
+    elif hint in (str, int, bool) and type(value) is hint:
+        return value
+    raise TypeError
+
+
+_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def _in_words(hint: Any) -> str:
+    words = []
+    for member in _members(hint):
+        if get_origin(member) is Literal:
+            words += [str(choice) for choice in get_args(member)]
+        elif get_origin(member) is list:
+            words.append(f"a list in brackets, each {_in_words(get_args(member)[0])}")
+        elif get_origin(member) is dict or dataclasses.is_dataclass(member):
+            words.append("a mapping")
+        else:
+            words.append(_WORDS[member])
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
