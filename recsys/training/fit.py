@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,15 +108,19 @@ def fit(
             accelerator="auto",
             devices=1,
         )
-        trainer.fit(
-            task,
-            batches,
-            ckpt_path=None if resume is None else str(resume),
-            weights_only=True,
-        )
-    # Lightning turns Ctrl-C into an exit of its own; ours keeps its meaning.
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(
+                task,
+                batches,
+                ckpt_path=None if resume is None else str(resume),
+                weights_only=True,
+            )
+        except SystemExit as exit_:
+            # Lightning turns Ctrl-C into an exit of its own and mutes the signal.
+            raise KeyboardInterrupt from exit_
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
     if choose.best_weights:
         task.model.load_state_dict(choose.best_weights)
     return Fitted(

@@ -1,0 +1,102 @@
+"""Training batches lose nothing, double nothing, and go on where they stopped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.histories.batches import TrainingBatches, history_batch
+from recsys.histories.store import HistoryStore
+
+
+def store_of(lengths: list[int]) -> HistoryStore:
+    return HistoryStore.from_lists([[10 * u + i + 1 for i in range(n)] for u, n in enumerate(lengths)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=30).filter(lambda x: max(x) >= 2),
+    budget=st.integers(1, 60),
+    max_length=st.integers(1, 12),
+    epoch=st.integers(0, 3),
+)
+def test_every_pair_once_per_epoch(
+    lengths: list[int], budget: int, max_length: int, epoch: int
+) -> None:
+    store = store_of(lengths)
+    batches = TrainingBatches(store, store.lengths, max_length, budget, seed=3)
+    batches.epoch = epoch
+    pairs = []
+    count = 0
+    for inputs, targets in batches:
+        count += 1
+        assert len(inputs.lengths_B) >= 1
+        before = inputs.items_BL.flatten()[inputs.packed_T]
+        pairs += list(zip(before.tolist(), targets.tolist(), strict=True))
+    assert count == len(batches)
+    expected = [
+        (10 * u + i + 1, 10 * u + i + 2)
+        for u, n in enumerate(lengths)
+        for i in range(max(0, n - 1 - max_length), n - 1)
+    ]
+    assert sorted(pairs) == sorted(expected)
+    assert batches.tokens_per_epoch == len(expected)
+
+
+def test_epochs_differ_and_seeds_differ_and_both_repeat() -> None:
+    store = store_of([5] * 50)
+
+    def first(seed: int, epoch: int) -> list[int]:
+        batches = TrainingBatches(store, store.lengths, 4, 20, seed)
+        batches.epoch = epoch
+        return next(iter(batches))[1].tolist()
+
+    assert first(0, 0) == first(0, 0)
+    assert first(0, 0) != first(0, 1)
+    assert first(0, 0) != first(1, 0)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 7])
+def test_goes_on_where_it_stopped(stop: int) -> None:
+    store = store_of([4 + i % 5 for i in range(40)])
+
+    def make() -> TrainingBatches:
+        return TrainingBatches(store, store.lengths, 8, 25, seed=1)
+
+    whole = make()
+    expected = [t.tolist() for _ in range(2) for _, t in whole]
+    part = make()
+    iterator = iter(part)
+    got = [next(iterator)[1].tolist() for _ in range(stop)]
+    other = make()
+    other.load_state_dict(part.state_dict())
+    while len(got) < len(expected):
+        got += [t.tolist() for _, t in other]
+    assert got == expected
+
+
+def test_batches_are_even_and_waste_little() -> None:
+    draw = np.random.Generator(np.random.PCG64(0))
+    store = store_of(np.minimum(draw.geometric(0.05, 6000), 200).tolist())
+    batches = TrainingBatches(store, store.lengths, 200, 2000, seed=0)
+    tokens, padded = [], 0
+    for inputs, targets in batches:
+        tokens.append(len(targets))
+        padded += inputs.items_BL.numel()
+    assert max(tokens) < 1.25 * np.mean(tokens)
+    assert padded < 1.15 * sum(tokens)
+
+
+def test_history_is_the_newest_events_before_the_end() -> None:
+    store = store_of([6, 2])
+    batch = history_batch(store, np.array([0, 1, 1]), np.array([5, 1, 0]), max_length=3)
+    assert batch.items_BL.tolist() == [[3, 4, 5], [11, 0, 0], [0, 0, 0]]
+    assert batch.lengths_B.tolist() == [3, 1, 0]
+
+
+def test_nothing_to_learn_from_is_said() -> None:
+    store = store_of([1, 1])
+    with pytest.raises(ValueError, match="nobody has two training events"):
+        TrainingBatches(store, store.lengths, 4, 10, seed=0)
