@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,18 +14,27 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recsys.histories.ingest_report import build_report
-from recsys.histories.store import FORMAT, NO_TIME, VERSION, HistoryStore, open_store, write_store
-from recsys.histories.store import StoreError as StoreError
+from recsys.histories.ingest_report import build_report, read_report, render_report
+from recsys.histories.store import (
+    FORMAT,
+    NO_TIME,
+    VERSION,
+    HistoryStore,
+    StoreError,
+    open_store,
+    write_store,
+)
 from recsys.histories.vocabulary import Vocabulary
 from recsys.logs.cleaning import Cleaning, check_needs, clean
 from recsys.logs.errors import LogError
-from recsys.logs.files import disk_errors, remember_digests, source_digests, sync
+from recsys.logs.files import disk_errors, name_aside, remember_digests, source_digests, sync
 from recsys.logs.readers import Log, find_files, open_log, reading
 from recsys.logs.schema import Columns
 
-# Ids that lose nothing as whole numbers: no plus sign, no leading zeros, within 64 bits.
-_WHOLE_NUMBER = r"^(?:0|-?[1-9][0-9]{0,17})$"
+__all__ = ["fingerprint_of", "ingest", "read_report", "render_report"]
+
+# Ids that lose nothing as whole numbers: no plus sign, no zeros in front.
+_WHOLE_NUMBER = r"^(?:0|-?[1-9][0-9]{0,18})$"
 
 
 def ingest(
@@ -58,6 +66,8 @@ def ingest(
         StoreError: the store is there, but damaged.
         OSError: it could not be read or written.
     """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise LogError(f"data.name={name!r}: use letters, digits and _ . - (it names a folder).")
     files = find_files(path)
     memory = cache_dir / "digests.json"
     digests = source_digests(files, memory, verify)
@@ -119,8 +129,14 @@ def _read(
     Unusable rows, if any, are written to `quarantine`.
     """
     place = log.files[0] if len(log.files) == 1 else log.files[0].parent
-    with reading(place):
-        events = log.events().collect(engine="streaming")
+    try:
+        with reading(place):
+            events = log.events().collect(engine="streaming")
+    except LogError:
+        by_line = log.one_line_at_a_time()
+        if by_line is None:
+            raise
+        return _read(by_line, quarantine, max_bad_share)
     bad = int((events["reason"] > 0).sum())
     good = events.drop("reason") if bad == 0 else events.filter(reason=0).drop("reason")
     rejected = _write_quarantine(log, quarantine) if bad else {}
@@ -135,17 +151,14 @@ def _read(
 def _write_quarantine(log: Log, path: Path) -> dict[str, int]:
     """Write the unusable rows; returns how many for each reason, {} (and no file) for none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    aside = Path(aside_name)
+    aside = name_aside(path)
     try:
         with disk_errors(path):
             log.rejected().sink_parquet(aside, engine="streaming")
         counts = pl.scan_parquet(aside).group_by("reason").len().sort("reason").collect().rows()
         if counts:
             sync(aside)
-            aside.chmod(0o644)
-            os.replace(aside, path)
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
         with suppress(OSError):
@@ -186,7 +199,8 @@ def _encode(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
     physical = distinct.to_physical().to_numpy()
     text = distinct.cast(pl.String)
     if bool(text.str.contains(_WHOLE_NUMBER).all()):
-        text = text.cast(pl.Int64)
+        whole = text.cast(pl.Int64, strict=False)
+        text = text if whole.null_count() else whole  # more than 64 bits stay text
     place = text.arg_sort().to_numpy()
     numbers = np.zeros(int(physical.max(initial=-1)) + 1, dtype=np.uint32)
     numbers[physical[place]] = np.arange(len(place), dtype=np.uint32)

@@ -47,9 +47,9 @@ def build_report(
 
     Returns:
         `rows_in` = `rows_out` + all of `removed` + all of `quarantined`. `density` is the share of
-        user–item pairs that occur at least once. `ties` is the share of events next to an event of the same user
-        with the same time, `repeats` the share of events whose user had the item before,
-        `consecutive_repeats` those that had it just before.
+        user–item pairs that occur at least once. `ties` is the share of events next to an event
+        of the same user with the same time, `repeats` the share of events whose user had the item
+        before, `consecutive_repeats` those that had it just before.
     """
     user = np.repeat(np.arange(store.users), store.lengths)
     pairs = pl.Series(user * np.int64(store.catalogue_size) + store.items).n_unique()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from recsys.histories.vocabulary import Vocabulary
-from recsys.logs.files import disk_errors, sha256_of, sync, write_text
+from recsys.logs.files import disk_errors, name_aside, sha256_of, sync, write_text
 
 NO_TIME = np.iinfo(np.int64).min
 
@@ -38,7 +36,7 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class HistoryStore:
-    """All events of all users. The events of user u are `offsets[u] : offsets[u + 1]`, oldest first.
+    """All events of all users; those of user u are `offsets[u] : offsets[u + 1]`, oldest first.
 
     Attributes:
         offsets: int64 [users + 1].
@@ -97,7 +95,7 @@ class HistoryStore:
     def from_lists(
         histories: list[list[int]], items: int | None = None, times: list[list[int]] | None = None
     ) -> HistoryStore:
-        """A small store in memory: item indices (≥ 1) per user. Raw ids are 'u0', 'i1', …"""
+        """A small store in memory: item indices (≥ 1) per user. Raw ids are "u0", "i1" …."""
         lengths = [len(history) for history in histories]
         flat = np.array([i for history in histories for i in history], dtype=np.int32)
         count = items if items is not None else int(flat.max(initial=0))
@@ -299,20 +297,19 @@ def _check_file(file: Path, entry: dict[str, Any], verify: bool) -> None:
 def _written_aside(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes the place of `folder` when all went well."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    aside.chmod(0o755)
+    aside = name_aside(folder)
     try:
+        aside.mkdir()
         yield aside
         for file in aside.iterdir():
             sync(file)
         sync(aside)
         if folder.exists():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-            os.replace(folder, old)
-            os.replace(aside, folder)
+            old = folder.replace(name_aside(folder))
+            aside.replace(folder)
             shutil.rmtree(old, ignore_errors=True)
         else:
-            os.replace(aside, folder)
+            aside.replace(folder)
         sync(folder.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -327,7 +324,7 @@ def _write_array(path: Path, array: np.ndarray) -> None:
     header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        file.write(memoryview(array).cast("B"))
+        file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def _write_parquet(path: Path, frame: pl.DataFrame) -> None:

@@ -49,6 +49,20 @@ class Vocabulary:
         """The index of a raw id, or None if it is unknown."""
         return self._lookup.get(raw_id)
 
+    def indices(self, raw_ids: pl.Series) -> np.ndarray:
+        """The indices of many raw ids, int64; -1 where one is unknown or null.
+
+        Whole numbers and their text stand for each other ("7" and 7, but not "007").
+        """
+        known = self.raw_ids.to_frame("id").with_columns(
+            index=np.arange(self.first_index, self.size, dtype=np.int64)
+        )
+        wanted = raw_ids.to_frame("id")
+        if raw_ids.dtype != self.raw_ids.dtype:
+            known, wanted = (frame.cast({"id": pl.String}) for frame in (known, wanted))
+        found = wanted.join(known, on="id", how="left", maintain_order="left")
+        return found["index"].fill_null(-1).to_numpy()
+
     def raw(self, indices: np.ndarray) -> pl.Series:
         """The raw ids of an array of indices (each ≥ first_index)."""
         return self.raw_ids.gather(np.asarray(indices, dtype=np.int64) - self.first_index)

@@ -141,7 +141,7 @@ def clean(events: pl.DataFrame, cleaning: Cleaning) -> tuple[pl.DataFrame, list[
 
 
 def consecutive_repeats(user: np.ndarray, item: np.ndarray) -> np.ndarray:
-    """bool [events]: True where the event before it is of the same user and item."""
+    """Flags (bool [events]): True where the event before it is of the same user and item."""
     repeat = np.zeros(len(user), dtype=bool)
     repeat[1:] = (user[1:] == user[:-1]) & (item[1:] == item[:-1])
     return repeat

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class LogError(ValueError):
-    """A log, or a setting about it, that cannot be used. The message says what, where, and what to do."""
+    """A log, or a setting about it, that cannot be used: what, where, and what to do."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,21 @@ def sha256_of(path: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a small UTF-8 file whole or not at all, making its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    aside = name_aside(path)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with aside.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        aside.replace(path)
     except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
+        aside.unlink(missing_ok=True)
         raise
+
+
+def name_aside(path: Path) -> Path:
+    """A hidden name in the same folder that nobody else uses, to write to before renaming."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def sync(path: Path) -> None:

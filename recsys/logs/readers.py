@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import glob
 import gzip
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 from pathlib import Path
+from typing import IO
 
 import polars as pl
 
 from recsys.logs import schema as schemas
 from recsys.logs.errors import LogError, nearest
-from recsys.logs.schema import REASONS, Columns, TimeUnit
+from recsys.logs.schema import BROKEN_LINE, REASONS, TOO_MANY_FIELDS, Columns, TimeUnit
 
 _FORMATS = {
     ".csv": "csv",
@@ -24,7 +27,10 @@ _FORMATS = {
 }
 _OVERFLOW = "__recsys_overflow"
 _LINE = "__recsys_line"
+_BROKEN = "__recsys_broken"
 _PARSED = "__recsys_parsed_"
+_REASON = "__recsys_reason"
+_SCHEMA_ROWS = 10_000
 _SAMPLE_FILES = 16
 _SAMPLE_ROWS = 1000
 
@@ -37,72 +43,79 @@ class Log:
         files: absolute paths, sorted: their order, then the row, breaks ties of time.
         columns: the columns that it has.
         time_unit: unit of epoch times: as set, or as guessed from a sample.
-        frames: one lazy frame a file: source columns, and a row number.
-        schemas: one a file: source columns only.
         guessed: the unit was guessed.
+        frames: one lazy frame a file: source columns, and helpers of this module.
+        schemas: one a file: source columns only.
+        line_by_line: NDJSON is read one line at a time: slower, but a broken line is only a reject.
     """
 
     files: list[Path]
     columns: Columns
     time_unit: str
+    guessed: bool
     frames: list[pl.LazyFrame]
     schemas: list[pl.Schema]
-    guessed: bool
+    line_by_line: bool = False
+
+    def one_line_at_a_time(self) -> Log | None:
+        """The same log, read so that a line that is no JSON object spoils nothing but itself.
+
+        None where there is no such way to read it (not NDJSON), or it is read so already.
+        """
+        if self.line_by_line or _format_of(self.files[0]) != "ndjson":
+            return None
+        scanned = [_scan_lines(f, list(s)) for f, s in zip(self.files, self.schemas, strict=True)]
+        frames, found = [frame for frame, _ in scanned], [schema for _, schema in scanned]
+        return replace(self, frames=frames, schemas=found, line_by_line=True)
 
     def events(self) -> pl.LazyFrame:
-        """The canonical columns and `reason` of every row, in file order; see `recsys.logs.schema`."""
+        """The canonical columns and `reason` (see `recsys.logs.schema`) of all rows, in order."""
         # Numbers for text ids, the same in all files; a name of its own, so that nothing is shared
         # with other logs read by this process.
         categories = {role: pl.Categories.random(role) for role in ("user", "item")}
         parts = []
         for frame, schema in zip(self.frames, self.schemas, strict=True):
-            judged, names = self._judged(frame, schema, categories)
-            parts.append(
-                judged.select(
-                    *(pl.col(parsed).alias(name) for name, parsed in names.items()), "reason"
-                )
-            )
-        return pl.concat(parts, how="vertical")
+            judged = self._judged(frame, schema, categories)
+            roles = self.columns.named()
+            parts.append(judged.select(*(pl.col(_PARSED + r).alias(r) for r in roles), _REASON))
+        return pl.concat(parts, how="vertical_relaxed").rename({_REASON: "reason"})
 
     def rejected(self) -> pl.LazyFrame:
-        """The unusable rows: their source columns, `file`, `line` (first row 1; in text files the
-        header counts) and `reason` in words. Blank lines of text files are left out."""
+        """The unusable rows: their source columns, `file`, `line` and `reason` in words.
+
+        Lines count from 1. The header of a CSV file is one; a field with a line break in it does
+        not add one; NDJSON's blank lines do not count. Blank lines are no rows.
+        """
         categories = {role: pl.Categories.random(role) for role in ("user", "item")}
-        words = pl.Enum(REASONS)
         parts = []
         for file, frame, schema in zip(self.files, self.frames, self.schemas, strict=True):
-            judged, _ = self._judged(frame, schema, categories)
-            bad = judged.filter(pl.col("reason") > 0)
+            bad = self._judged(frame, schema, categories).filter(pl.col(_REASON) > 0)
             if _format_of(file) in ("csv", "tsv"):
-                anything = [pl.col(name).is_not_null() for name in (*schema, _OVERFLOW)]
-                bad = bad.filter(pl.any_horizontal(anything))
-            taken = ("file", "line", "reason")
-            parts.append(
-                bad.select(
-                    *(
-                        pl.col(name).alias(f"{name}_source" if name in taken else name)
-                        for name in schema
-                    ),
-                    pl.lit(str(file)).alias("file"),
-                    pl.col(_LINE).cast(pl.Int64).alias("line"),
-                    pl.col("reason").cast(words).cast(pl.String),
-                )
-            )
+                filled = [pl.col(name).is_not_null() for name in (*schema, _OVERFLOW)]
+                bad = bad.filter(pl.any_horizontal(filled))
+            ours = {
+                "file": pl.lit(str(file)),
+                "line": pl.col(_LINE).cast(pl.Int64),
+                "reason": pl.col(_REASON).cast(pl.Enum(REASONS)).cast(pl.String),
+            }
+            source = [pl.col(n).alias(f"{n}_source" if n in ours else n) for n in schema]
+            parts.append(bad.select(*source, **ours))
         return pl.concat(parts, how="diagonal_relaxed")
 
     def _judged(
         self, frame: pl.LazyFrame, schema: pl.Schema, categories: dict[str, pl.Categories]
-    ) -> tuple[pl.LazyFrame, dict[str, str]]:
+    ) -> pl.LazyFrame:
+        """The frame with the parsed columns and the code of the reason."""
         parsed = schemas.canonical(self.columns, schema, self.time_unit, self.guessed, categories)
-        names = {name: _PARSED + name for name in parsed}
-        frame = frame.with_columns(**{names[name]: value for name, value in parsed.items()})
+        names = {role: _PARSED + role for role in parsed}
         reason = schemas.reason(self.columns, schema, names)
-        if _OVERFLOW in frame.collect_schema():
-            code = pl.lit(REASONS.index("the line has more fields than the header"), dtype=pl.UInt8)
-            reason = pl.when(pl.col(_OVERFLOW).is_not_null()).then(code).otherwise(reason)
-        if "reason" in schema:
-            frame = frame.rename({"reason": "reason_source"})
-        return frame.with_columns(reason=reason), names
+        helpers = frame.collect_schema()
+        for helper, words in ((_OVERFLOW, TOO_MANY_FIELDS), (_BROKEN, BROKEN_LINE)):
+            if helper in helpers:
+                code = pl.lit(REASONS.index(words), dtype=pl.UInt8)
+                reason = pl.when(pl.col(helper).is_not_null()).then(code).otherwise(reason)
+        frame = frame.with_columns(**{names[role]: value for role, value in parsed.items()})
+        return frame.with_columns(reason.alias(_REASON))
 
 
 def open_log(path: str, columns: Columns, time_unit: TimeUnit = "auto") -> Log:
@@ -129,20 +142,24 @@ def open_log(path: str, columns: Columns, time_unit: TimeUnit = "auto") -> Log:
             f"{path}: the files of one log must have one format; found {first.name} and "
             f"{second.name}. Give a narrower pattern, such as '*{second.suffix}'."
         )
-    frames, found = [], []
     for file in files:
         _check_content(file)
-        with reading(file):
-            frame, schema = _scan_file(file)
-        frames.append(frame)
-        found.append(schema)
+    by_line = False
+    try:
+        scanned = [_scan_file(file) for file in files]
+    except LogError:
+        if set(formats) != {"ndjson"}:
+            raise
+        by_line = True
+        scanned = [_scan_lines(file, _json_names(file)) for file in files]
+    frames, found = [frame for frame, _ in scanned], [schema for _, schema in scanned]
     resolved = [
         schemas.resolve(columns, schema, str(file))
         for file, schema in zip(files, found, strict=True)
     ]
     _check_agreement(files, found, resolved)
     unit, guessed = _unit(files, frames, found, resolved[0], time_unit)
-    return Log(files, resolved[0], unit, frames, found, guessed)
+    return Log(files, resolved[0], unit, guessed, frames, found, by_line)
 
 
 def find_files(path: str) -> list[Path]:
@@ -156,10 +173,11 @@ def find_files(path: str) -> list[Path]:
         inside = sorted({"".join(p.suffixes) for p in place.iterdir() if _known(p)})
         example = inside[0] if inside else ".parquet"
         raise LogError(f"{path} is a folder. Name its files with a pattern: '{path}/*{example}'.")
+    # Not resolved: what a link points to need not have a suffix.
     if place.is_file():
-        return [place.resolve()]
-    matches = sorted(glob.glob(str(place), recursive=True))
-    files = [Path(match).resolve() for match in matches if Path(match).is_file()]
+        return [place.absolute()]
+    matches = map(Path, glob.glob(str(place), recursive=True))  # noqa: PTH207 (may be absolute)
+    files = sorted({match.absolute() for match in matches if match.is_file()})
     if files:
         return files
     if glob.has_magic(str(place)):
@@ -180,10 +198,15 @@ def reading(place: Path | str) -> Iterator[None]:
     except pl.exceptions.PolarsError as error:
         if "os error" in str(error):
             raise OSError(f"{place}: {error}") from error
-        text = str(error).strip().splitlines()[0]
+        text = str(error).strip().splitlines()[0][:200]
         hint = ""
         if "utf-8" in text.lower() or "utf8" in text.lower():
             hint = " Text must be UTF-8: convert it first (iconv -t UTF-8)."
+        elif "could not parse" in text or "CSV malformed" in text:
+            hint = (
+                " A quotation mark opens a field and is not closed, or stands inside one: such a "
+                'field is written as "say ""so""".'
+            )
         raise LogError(f"{place} cannot be read: {text}.{hint}") from error
 
 
@@ -274,39 +297,105 @@ def _guess(start: bytes) -> str:
 def _scan_file(file: Path) -> tuple[pl.LazyFrame, pl.Schema]:
     """A lazy frame with the source columns and a row number, and the schema of the former.
 
-    CSV and TSV are read as text throughout: types are settled by the canonical expressions, and
-    ids such as "007" keep their zeros.
+    CSV, TSV and NDJSON are read as text: types are settled by the canonical expressions, so that
+    ids such as "007" keep their zeros and a column may mix numbers and text.
     """
     kind = _format_of(file)
-    if kind == "parquet":
-        schema = pl.scan_parquet(file, glob=False).collect_schema()
-        frame = pl.scan_parquet(file, glob=False, row_index_name=_LINE, row_index_offset=1)
-        return frame, schema
-    if kind == "ndjson":
-        inferred = pl.scan_ndjson(file).collect_schema()
-        # Numbers and text of one column may be mixed: as text both can be read.
-        simple = {n: pl.String for n, t in inferred.items() if not t.is_nested()}
-        schema = pl.Schema({**inferred, **simple})
-        frame = pl.scan_ndjson(file, schema=schema, row_index_name=_LINE, row_index_offset=1)
-        return frame, schema
-    separator = "\t" if kind == "tsv" else ","
+    with reading(file):
+        if kind == "parquet":
+            schema = pl.scan_parquet(file, glob=False).collect_schema()
+            frame = pl.scan_parquet(file, glob=False, row_index_name=_LINE, row_index_offset=1)
+            return frame, schema
+        if kind == "ndjson":
+            schema = pl.scan_ndjson(file, infer_schema_length=_SCHEMA_ROWS).collect_schema()
+            simple = {n: t if t.is_nested() else pl.String() for n, t in schema.items()}
+            schema = pl.Schema(simple)
+            frame = pl.scan_ndjson(file, schema=schema, row_index_name=_LINE, row_index_offset=1)
+            return frame, schema
+        return _scan_separated(file, "\t" if kind == "tsv" else ",")
+
+
+def _scan_separated(file: Path, separator: str) -> tuple[pl.LazyFrame, pl.Schema]:
     header = pl.read_csv(file, separator=separator, n_rows=0, infer_schema=False, glob=False)
-    schema = pl.Schema({name: pl.String for name in header.columns})
+    schema = pl.Schema(dict.fromkeys(header.columns, pl.String))
+    before_rows = _blank_lines_before(file) + 1
     # One column more than the header has: a line that fills it has too many fields.
     frame = pl.scan_csv(
         file,
         separator=separator,
         has_header=False,
-        skip_rows=1,
+        skip_rows=before_rows,
         schema={**schema, _OVERFLOW: pl.String},
         missing_columns="insert",
         truncate_ragged_lines=True,
         raise_if_empty=False,
         row_index_name=_LINE,
-        row_index_offset=2,
+        row_index_offset=before_rows + 1,
         glob=False,
     )
+    if _has_quotes(file):
+        # Polars looks at the quotation marks only of columns that it parses; two stray ones in a
+        # column that nobody asked for would swallow the lines between them in silence. So parse
+        # them all: the second half below asks for them and changes nothing.
+        spilled = pl.col(_OVERFLOW).is_not_null()
+        blank = pl.all_horizontal(pl.col(name).is_null() for name in schema)
+        frame = frame.with_columns(
+            pl.when(spilled | (spilled & blank)).then(pl.col(_OVERFLOW)).alias(_OVERFLOW)
+        )
     return frame, schema
+
+
+def _scan_lines(file: Path, names: list[str]) -> tuple[pl.LazyFrame, pl.Schema]:
+    """NDJSON, each line parsed on its own; one that is no JSON object stands in `line_text`."""
+    line = pl.col("__recsys_text")
+    frame = pl.scan_lines(
+        file, name="__recsys_text", row_index_name=_LINE, row_index_offset=1, glob=False
+    ).filter(line.str.strip_chars() != "")
+    whole = line.str.json_path_match("$")
+    broken = whole.is_null() | ~whole.str.starts_with("{")
+    values = {
+        name: line.str.json_path_match("$[" + json.dumps(name, ensure_ascii=False) + "]")
+        for name in names
+        if name != "line_text"
+    }
+    frame = frame.with_columns(
+        **values, line_text=pl.when(broken).then(line), **{_BROKEN: pl.when(broken).then(True)}
+    )
+    return frame, pl.Schema(dict.fromkeys([*values, "line_text"], pl.String))
+
+
+def _json_names(file: Path) -> list[str]:
+    """The keys of the JSON objects among the first lines of a file, in order of appearance."""
+    names: dict[str, None] = {}
+    with _open_text(file) as lines:
+        for line in islice(lines, _SCHEMA_ROWS):
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                names.update(dict.fromkeys(value))
+    if not names:
+        raise LogError(f"{file} is not NDJSON: none of its first lines is a JSON object.")
+    return list(names)
+
+
+def _open_text(file: Path) -> IO[str]:
+    if file.name.lower().endswith(".gz"):
+        return gzip.open(file, "rt", encoding="utf-8-sig", errors="replace")
+    return file.open(encoding="utf-8-sig", errors="replace")
+
+
+def _blank_lines_before(file: Path) -> int:
+    with _open_text(file) as lines:
+        return sum(1 for _ in takewhile(lambda line: line.strip("\r\n") == "", lines))
+
+
+def _has_quotes(file: Path) -> bool:
+    if file.name.lower().endswith(".gz"):
+        return True  # not worth unpacking it twice
+    with file.open("rb") as raw:
+        return any(b'"' in block for block in iter(lambda: raw.read(1 << 20), b""))
 
 
 def _check_agreement(files: list[Path], found: list[pl.Schema], resolved: list[Columns]) -> None:
@@ -319,7 +408,10 @@ def _check_agreement(files: list[Path], found: list[pl.Schema], resolved: list[C
             )
         for canonical, name in columns.named().items():
             here, there = schemas.kind_of(schema[name]), schemas.kind_of(found[0][name])
-            if here != there and "nothing" not in (here, there):
+            numbers = {"whole numbers", "numbers"}
+            if canonical not in ("user", "item"):
+                numbers.add("long whole numbers")
+            if here != there and "nothing" not in (here, there) and not {here, there} <= numbers:
                 raise LogError(
                     f"Column {name!r} (data.columns.{canonical}) holds {there} in {files[0]} but "
                     f"{here} in {file}. Convert one of them."

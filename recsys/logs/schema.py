@@ -16,9 +16,11 @@ from recsys.logs.errors import LogError, nearest
 
 TimeUnit = Literal["auto", "s", "ms", "us"]
 
+TOO_MANY_FIELDS = "the line has more fields than the header"
+BROKEN_LINE = "the line is not a JSON object"
 REASONS = (
     "",
-    "the line has more fields than the header",
+    TOO_MANY_FIELDS,
     "the user id is missing",
     "the item id is missing",
     "the user id is not a whole number",
@@ -29,7 +31,7 @@ REASONS = (
     "the order is not a number",
     "the rating is not a number",
     "the label is not 0 or 1",
-    "the line is not a JSON object",
+    BROKEN_LINE,
 )
 
 # Years 1 to 9999: what datetime can print.
@@ -106,6 +108,8 @@ def resolve(columns: Columns, schema: pl.Schema, place: str) -> Columns:
                 f"{place}: there is no column {name!r} (data.columns.{canonical}). "
                 f"Columns: {existing}.{nearest(name, schema)}{_separator_hint(schema)}"
             )
+        if f"{name}_duplicated_0" in schema:
+            raise LogError(f"{place}: the header names {name!r} twice. Rename one of the two.")
         _check_type(canonical, name, schema[name], place)
     return Columns(
         user=columns.user,
@@ -119,6 +123,8 @@ def resolve(columns: Columns, schema: pl.Schema, place: str) -> Columns:
 
 def kind_of(dtype: pl.DataType) -> str:
     """A word for the types that may stand for each other across files."""
+    if dtype in (pl.UInt64, pl.Int128, pl.UInt128):
+        return "long whole numbers"
     if dtype.is_integer() or dtype == pl.Boolean:
         return "whole numbers"
     if dtype.is_float() or dtype.is_decimal():
@@ -133,16 +139,13 @@ def kind_of(dtype: pl.DataType) -> str:
 
 
 def _check_type(canonical: str, name: str, dtype: pl.DataType, place: str) -> None:
-    allowed = {
-        "user": ("whole numbers", "numbers", "text", "nothing"),
-        "item": ("whole numbers", "numbers", "text", "nothing"),
-        "time": ("whole numbers", "numbers", "text", "dates", "nothing"),
-        "order": ("whole numbers", "numbers", "text", "dates", "nothing"),
-        "rating": ("whole numbers", "numbers", "text", "nothing"),
-        "label": ("whole numbers", "numbers", "text", "nothing"),
-    }[canonical]
+    allowed = ["whole numbers", "long whole numbers", "numbers", "text", "nothing"]
+    if canonical in ("time", "order"):
+        allowed.append("dates")
     if kind_of(dtype) not in allowed or (dtype == pl.Boolean and canonical != "label"):
-        choices = ", ".join(word for word in allowed if word != "nothing")
+        choices = ", ".join(
+            word for word in allowed if word not in ("long whole numbers", "nothing")
+        )
         raise LogError(
             f"{place}: column {name!r} (data.columns.{canonical}) holds {dtype}; "
             f"it must hold one of: {choices}."
@@ -216,26 +219,29 @@ def text_to_micros(text: pl.Series, unit: str, guessed: bool) -> pl.Series:
     space between them, with seconds, a fraction and a zone or without. No zone means UTC.
     """
     clean = text.str.strip_chars()
-    result = numbers_to_micros(clean.cast(pl.Int64, strict=False), unit, guessed)
-    todo = clean.filter(result.is_null() & clean.is_not_null())
-    if len(todo) == 0:
-        return result
-    return result.zip_with(result.is_not_null(), _slow_text_to_micros(clean, unit, guessed))
+    whole = clean.cast(pl.Int64, strict=False)
+    result = numbers_to_micros(whole, unit, guessed)
+    rest = (whole.is_null() & clean.is_not_null()).arg_true()
+    if len(rest):
+        result = result.scatter(rest, _iso_to_micros(clean.gather(rest)))
+    rest = (result.is_null() & whole.is_null() & clean.is_not_null()).arg_true()
+    if len(rest):
+        numbers = clean.gather(rest).cast(pl.Float64, strict=False)
+        result = result.scatter(rest, numbers_to_micros(numbers, unit, guessed))
+    return result
 
 
-def _slow_text_to_micros(text: pl.Series, unit: str, guessed: bool) -> pl.Series:
+def _iso_to_micros(text: pl.Series) -> pl.Series:
     # One format after the other, each on what the earlier ones could not read.
-    iso = text.str.replace(" ", "T", literal=True).str.replace("[zZ]$", "+00:00")
+    iso = text.str.replace("[ tT]", "T").str.replace(" ?([zZ]|UTC)$", "+00:00")
     result = pl.repeat(None, len(text), dtype=pl.Int64, eager=True).alias(text.name)
     for form in _ISO_FORMATS:
         rest = (result.is_null() & iso.is_not_null()).arg_true()
         if len(rest) == 0:
-            return result
+            break
         read = iso.gather(rest).str.to_datetime(form, time_unit="us", strict=False)
         result = result.scatter(rest, read.to_physical())
-    rest = (result.is_null() & text.is_not_null()).arg_true()
-    numbers = text.gather(rest).cast(pl.Float64, strict=False)
-    return result.scatter(rest, numbers_to_micros(numbers, unit, guessed))
+    return result.set((result < _EARLIEST) | (result > _LATEST), None)
 
 
 def parse_moment(text: str, setting: str) -> int:
@@ -244,8 +250,8 @@ def parse_moment(text: str, setting: str) -> int:
     Raises:
         LogError: it cannot be read.
     """
-    micros = _slow_text_to_micros(pl.Series("moment", [text.strip()]), "s", False)[0]
-    if micros is None or text.strip().lstrip("-").isdigit():
+    micros = _iso_to_micros(pl.Series("moment", [text.strip()]))[0]
+    if micros is None:
         raise LogError(
             f"{setting}={text!r} cannot be read as a moment. Write it as 2024-05-31 or "
             "2024-05-31T12:30:00 (UTC), or with a zone: 2024-05-31T12:30:00+02:00."
@@ -338,7 +344,7 @@ def _missing(name: str, dtype: pl.DataType) -> pl.Expr:
 def _id(name: str, dtype: pl.DataType, categories: pl.Categories) -> pl.Expr:
     column = pl.col(name)
     kind = kind_of(dtype)
-    if kind == "text":
+    if kind in ("text", "long whole numbers"):
         text = column.cast(pl.String)
         return pl.when(text.str.strip_chars() != "").then(text).cast(pl.Categorical(categories))
     if kind == "numbers":  # what pandas makes of whole numbers with gaps
@@ -359,7 +365,7 @@ def _time(name: str, dtype: pl.DataType, unit: str, guessed: bool) -> pl.Expr:
             return_dtype=pl.Int64,
             is_elementwise=True,
         )
-    number = column.cast(pl.Int64 if kind == "whole numbers" else pl.Float64, strict=False)
+    number = column.cast(pl.Int64 if "whole" in kind else pl.Float64, strict=False)
     return number.map_batches(
         lambda numbers: numbers_to_micros(numbers, unit, guessed),
         return_dtype=pl.Int64,
@@ -372,7 +378,7 @@ def _order(name: str, dtype: pl.DataType) -> pl.Expr:
     kind = kind_of(dtype)
     if kind == "dates":
         return column.cast(pl.Datetime("us")).to_physical()
-    if kind == "whole numbers":
+    if "whole" in kind:
         return column.cast(pl.Int64, strict=False)
     if kind == "text":
         column = column.cast(pl.String).str.strip_chars()
