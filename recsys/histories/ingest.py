@@ -202,7 +202,7 @@ def _encode(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
         whole = text.cast(pl.Int64, strict=False)
         text = text if whole.null_count() else whole  # more than 64 bits stay text
     place = text.arg_sort().to_numpy()
-    numbers = np.zeros(int(physical.max(initial=-1)) + 1, dtype=np.uint32)
+    numbers = np.zeros(int(physical.max(initial=0)) + 1, dtype=np.uint32)
     numbers[physical[place]] = np.arange(len(place), dtype=np.uint32)
     return pl.Series(ids.name, numbers[ids.to_physical().to_numpy()]), text.gather(place)
 
