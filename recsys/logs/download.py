@@ -185,8 +185,6 @@ def _receive(
                 file.write(block)
     have = _size(part)
     if total is not None and have != total:
-        if have > total:
-            part.unlink()
         raise _Interrupted(f"the connection ended after {have:,} of {total:,} bytes")
 
 
