@@ -48,17 +48,19 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-# The value of this tag decides on which page the UI opens an experiment. Without it MLflow 3 asks,
-# or opens on an empty overview of GenAI traces; with it, on the table of runs.
+# The kind sends the UI to the table of runs instead of the overview of GenAI traces. Where its
+# sidebar has the switch "GenAI | Model training" (seen in 3.17.2), that switch decides instead; it
+# stands on GenAI in a new browser, and only the address can say otherwise.
 KIND_TAG = "mlflow.experimentKind"
 KIND = "custom_model_development"
+TRAINING_VIEW = "workflowType=machine_learning"
 NOTE_TAG = "mlflow.note.content"
+EXPERIMENT_NOTE = "Runs of recsys: switch to *Model training* at the top left to see their table."
 
 # MLflow's limits (mlflow.utils.validation). Beyond them it cuts values and only logs a warning.
 PARAM_VALUE_LIMIT = 6000
 KEY_LIMIT = 250
 TAG_VALUE_LIMIT = 8000
-DIGEST_LIMIT = 36
 PARAMS_A_BATCH = 100
 METRICS_A_BATCH = 1000
 
@@ -313,8 +315,8 @@ class TrackedRun:
 
         Args:
             name: of the data set.
-            digest: the store's fingerprint. MLflow holds 36 characters: longer ones are cut there,
-                and whole in the tag `dataset.NAME` and in the profile.
+            digest: the store's fingerprint. The table of runs shows its first 12 characters, as the
+                store's folder does; the whole stands in the tag `dataset.NAME` and the profile.
             profile: what to know of it at a glance (events, users, items, …).
             source: where it came from: an address or a path.
             columns: name → type of its columns.
@@ -327,7 +329,7 @@ class TrackedRun:
         schema = [{"type": kind, "name": column} for column, kind in (columns or {}).items()]
         entity = Dataset(
             name=name,
-            digest=digest[:DIGEST_LIMIT],
+            digest=digest[:12],
             source_type="http" if remote else "local",
             source=json.dumps({"url" if remote else "uri": source}),
             schema=json.dumps({"mlflow_colspec": schema}) if schema else None,
@@ -358,9 +360,10 @@ class TrackedRun:
         for key, raw in flat.items():
             value = _without_password(raw)
             name = _legal(key)
-            if name != key or name in kept or len(name) > KEY_LIMIT:
+            if name != key or len(name) > KEY_LIMIT:
                 whole[key] = value
-                name = f"{name[: KEY_LIMIT - 8]}~{len(whole)}"
+                if name in flat or name in kept or len(name) > KEY_LIMIT:
+                    name = f"{name[: KEY_LIMIT - 8]}-{len(whole)}"
             if len(value) > PARAM_VALUE_LIMIT:
                 whole[key] = value
                 value = f"({len(value)} characters, whole in params_long.json) {value[:200]}…"
@@ -454,9 +457,7 @@ class TrackedRun:
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:
     """The address of a run's page in the UI (a local UI is taken to be on port 5000)."""
     base = _without_password(uri).rstrip("/") if _is_server(uri) else "http://127.0.0.1:5000"
-    # The UI remembers whether one last looked at GenAI or at models; the link says which.
-    place = f"experiments/{experiment_id}/runs/{run_id}"
-    return f"{base}/#/{place}?workflowType=machine_learning"
+    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?{TRAINING_VIEW}"
 
 
 def how_to_open(uri: str, experiment_id: str, run_id: str) -> str:
@@ -567,7 +568,7 @@ def environment_tags() -> dict[str, str]:
         `version.*`, `python`, `platform`, `host`, `pid`, `cpus`, `command`, and the names under
         which MLflow's own columns show user and commit.
     """
-    commit, dirty = _git_state()
+    commit, dirty = _git_state(Path(__file__).resolve())
     tags = {
         "git.commit": commit or "none",
         "git.dirty": str(dirty).lower(),
@@ -628,8 +629,9 @@ def _open_client(uri: str, create: bool = True) -> MlflowClient:
                     raise TrackingError(
                         f"{file} is not an MLflow database (not SQLite); move it away"
                     )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(file if file.exists() else file.parent, os.W_OK):
+        if create:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        if create and not os.access(file if file.exists() else file.parent, os.W_OK):
             raise PermissionError(errno.EACCES, "the tracking store cannot be written", str(file))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if _is_server(uri):
@@ -679,7 +681,9 @@ def _experiment_id(client: MlflowClient, uri: str, name: str, artifact_root: str
                 folder = Path(folder).resolve().as_uri()
             location = f"{folder.rstrip('/')}/{_slug(name)}"
         try:
-            created: str = client.create_experiment(name, location, tags={KIND_TAG: KIND})
+            created: str = client.create_experiment(
+                name, location, tags={KIND_TAG: KIND, NOTE_TAG: EXPERIMENT_NOTE}
+            )
             return created
         except MlflowException:  # another run may have made it at the same moment
             found = client.get_experiment_by_name(name)
@@ -884,18 +888,17 @@ def _without_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _git_state() -> tuple[str | None, bool]:
-    """Commit of the code that runs, and whether files differ from it.
+def _git_state(file: Path) -> tuple[str | None, bool]:
+    """Commit of the repository that holds a file, and whether anything differs from it.
 
-    Only of a repository that holds this very file: a virtual environment may lie inside somebody
+    Only of a repository that tracks this very file: a virtual environment may lie inside somebody
     else's.
     """
-    here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(here.parent), *arguments],
+                ["git", "-C", str(file.parent), *arguments],
                 capture_output=True,
                 text=True,
                 timeout=10,
@@ -905,6 +908,6 @@ def _git_state() -> tuple[str | None, bool]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    if git("ls-files", "--error-unmatch", here.name) is None:
+    if git("ls-files", "--error-unmatch", file.name) is None:
         return None, False
     return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))

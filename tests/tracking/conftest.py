@@ -1,0 +1,47 @@
+"""Stores for tests: a fresh one costs seconds to make, a copy of an empty one nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recsys.tracking.run import TrackedRun, _open_client, local_store
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("empty store")
+    _open_client(local_store(root)[0])
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def root(tmp_path: Path, empty_store: Path) -> Path:
+    """A project folder, with a space in its name, that holds an empty store."""
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def start(root: Path) -> Callable[..., TrackedRun]:
+    """Starts a run in `root`; whatever a test does not care about has a value."""
+    uri, artifacts = local_store(root)
+
+    def _start(**changes) -> TrackedRun:
+        given = {
+            "uri": uri,
+            "artifact_root": artifacts,
+            "experiment": "recsys",
+            "run_name": "sasrec on ml_100k",
+            "params": {},
+            "config_yaml": "seed: 0\n",
+            "tags": {},
+        }
+        return TrackedRun.start(**{**given, **changes})
+
+    return _start

@@ -1,0 +1,58 @@
+"""The curves show the numbers they were given."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pytest
+
+from recsys.tracking.figures import loss_curve, metric_curve, moving_average
+
+
+def test_moving_average_is_unbiased_and_skips_what_is_not_a_number() -> None:
+    assert moving_average([5.0] * 4, 0.9) == pytest.approx([5.0] * 4)
+    assert moving_average([3.0, 1.0, 2.0], 0.0) == [3.0, 1.0, 2.0]
+    smooth = moving_average([1.0, math.nan, 3.0, math.inf], 0.5)
+    assert smooth == pytest.approx([1.0, 1.0, (0.25 + 1.5) / 0.75, (0.25 + 1.5) / 0.75])
+    assert math.isnan(moving_average([math.nan], 0.5)[0])
+
+
+def test_loss_curve_draws_points_and_average() -> None:
+    losses = [4.0, 3.0, math.nan, 1.0]
+    (axes,) = loss_curve(range(4), losses, smoothing=0.5, epoch_ends=[1, 3]).axes
+    points, smooth, *ends = axes.get_lines()
+    np.testing.assert_array_equal(points.get_ydata(), losses)
+    assert list(smooth.get_ydata()) == moving_average(losses, 0.5)
+    assert [line.get_xdata()[0] for line in ends] == [1, 3]
+
+
+def test_metric_curve_draws_the_baselines_best_first() -> None:
+    figure = metric_curve(
+        "val/loo-full-unseen/ndcg_10",
+        [0, 1, 2],
+        [0.01, 0.09, 0.08],
+        baselines={"Popularity": 0.02, "ItemKNN": 0.07},
+        best_epoch=1,
+        model="sasrec",
+    )
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left") == "val/loo-full-unseen/ndcg_10"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["sasrec", "ItemKNN 0.0700", "Popularity 0.0200", "kept: epoch 1, 0.0900"]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert list(lines["sasrec"].get_ydata()) == [0.01, 0.09, 0.08]
+    assert set(lines["ItemKNN 0.0700"].get_ydata()) == {0.07}
+    star = lines["kept: epoch 1, 0.0900"]
+    assert (list(star.get_xdata()), list(star.get_ydata())) == ([1], [0.09])
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    assert buffer.getvalue().startswith(b"\x89PNG")
+
+
+def test_places_and_values_must_match() -> None:
+    with pytest.raises(ValueError, match="not 3 and 2"):
+        metric_curve("m", [0, 1, 2], [0.1, 0.2])
+    with pytest.raises(ValueError, match="not 1 and 2"):
+        loss_curve([0], [0.1, 0.2])
