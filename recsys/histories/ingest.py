@@ -26,7 +26,7 @@ from recsys.histories.store import (
 )
 from recsys.histories.vocabulary import Vocabulary
 from recsys.logs.cleaning import Cleaning, check_needs, clean
-from recsys.logs.errors import LogError
+from recsys.logs.errors import LogError, UnreadableError
 from recsys.logs.files import disk_errors, name_aside, remember_digests, source_digests, sync
 from recsys.logs.readers import Log, find_files, open_log, reading
 from recsys.logs.schema import Columns
@@ -128,11 +128,9 @@ def _read(
 
     Unusable rows, if any, are written to `quarantine`.
     """
-    place = log.files[0] if len(log.files) == 1 else log.files[0].parent
     try:
-        with reading(place):
-            events = log.events().collect(engine="streaming")
-    except LogError:
+        events = _collect(log)
+    except UnreadableError:
         by_line = log.one_line_at_a_time()
         if by_line is None:
             raise
@@ -142,10 +140,25 @@ def _read(
     rejected = _write_quarantine(log, quarantine) if bad else {}
     rows = len(good) + sum(rejected.values())
     if rows == 0:
-        raise LogError(f"{place} is empty: it has a header or schema, but no rows.")
+        raise LogError(f"{_place(log)} is empty: it has a header or schema, but no rows.")
     if sum(rejected.values()) > max_bad_share * rows:
         raise LogError(_too_many(rejected, rows, max_bad_share, quarantine, log))
     return good, rows, rejected
+
+
+def _collect(log: Log) -> pl.DataFrame:
+    try:
+        with reading(_place(log)):
+            return log.events().collect(engine="streaming")
+    except UnreadableError:
+        if len(log.files) > 1:
+            for part in log.file_by_file():  # one of them fails again, and is named
+                _collect(part)
+        raise
+
+
+def _place(log: Log) -> str:
+    return str(log.files[0] if len(log.files) == 1 else log.files[0].parent / "…")
 
 
 def _write_quarantine(log: Log, path: Path) -> dict[str, int]:

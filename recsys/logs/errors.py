@@ -10,6 +10,10 @@ class LogError(ValueError):
     """A log, or a setting about it, that cannot be used: what, where, and what to do."""
 
 
+class UnreadableError(LogError):
+    """A file whose content breaks its own format."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Words that point to the choice most like `name`.
 

@@ -15,7 +15,7 @@ from typing import IO
 import polars as pl
 
 from recsys.logs import schema as schemas
-from recsys.logs.errors import LogError, nearest
+from recsys.logs.errors import LogError, UnreadableError, nearest
 from recsys.logs.schema import BROKEN_LINE, REASONS, TOO_MANY_FIELDS, Columns, TimeUnit
 
 _FORMATS = {
@@ -57,6 +57,11 @@ class Log:
     schemas: list[pl.Schema]
     line_by_line: bool = False
 
+    def file_by_file(self) -> Iterator[Log]:
+        """One log for each file, to find the one that cannot be read."""
+        for file, frame, schema in zip(self.files, self.frames, self.schemas, strict=True):
+            yield replace(self, files=[file], frames=[frame], schemas=[schema])
+
     def one_line_at_a_time(self) -> Log | None:
         """The same log, read so that a line that is no JSON object spoils nothing but itself.
 
@@ -96,7 +101,9 @@ class Log:
             ours = {
                 "file": pl.lit(str(file)),
                 "line": pl.col(_LINE).cast(pl.Int64),
-                "reason": pl.col(_REASON).cast(pl.Enum(REASONS)).cast(pl.String),
+                "reason": pl.col(_REASON).replace_strict(
+                    dict(enumerate(REASONS)), return_dtype=pl.String
+                ),
             }
             source = [pl.col(n).alias(f"{n}_source" if n in ours else n) for n in schema]
             parts.append(bad.select(*source, **ours))
@@ -144,14 +151,22 @@ def open_log(path: str, columns: Columns, time_unit: TimeUnit = "auto") -> Log:
         )
     for file in files:
         _check_content(file)
-    by_line = False
     try:
-        scanned = [_scan_file(file) for file in files]
-    except LogError:
+        return _open(files, [_scan_file(file) for file in files], columns, time_unit)
+    except UnreadableError:
         if set(formats) != {"ndjson"}:
             raise
-        by_line = True
         scanned = [_scan_lines(file, _json_names(file)) for file in files]
+        return _open(files, scanned, columns, time_unit, line_by_line=True)
+
+
+def _open(
+    files: list[Path],
+    scanned: list[tuple[pl.LazyFrame, pl.Schema]],
+    columns: Columns,
+    time_unit: TimeUnit,
+    line_by_line: bool = False,
+) -> Log:
     frames, found = [frame for frame, _ in scanned], [schema for _, schema in scanned]
     resolved = [
         schemas.resolve(columns, schema, str(file))
@@ -159,7 +174,7 @@ def open_log(path: str, columns: Columns, time_unit: TimeUnit = "auto") -> Log:
     ]
     _check_agreement(files, found, resolved)
     unit, guessed = _unit(files, frames, found, resolved[0], time_unit)
-    return Log(files, resolved[0], unit, guessed, frames, found, by_line)
+    return Log(files, resolved[0], unit, guessed, frames, found, line_by_line)
 
 
 def find_files(path: str) -> list[Path]:
@@ -192,7 +207,7 @@ def find_files(path: str) -> list[Path]:
 
 @contextmanager
 def reading(place: Path | str) -> Iterator[None]:
-    """Turn the errors that Polars raises while it reads into a LogError that names the place."""
+    """Turn the errors that Polars raises while it reads into ones that name the place."""
     try:
         yield
     except pl.exceptions.PolarsError as error:
@@ -207,7 +222,7 @@ def reading(place: Path | str) -> Iterator[None]:
                 " A quotation mark opens a field and is not closed, or stands inside one: such a "
                 'field is written as "say ""so""".'
             )
-        raise LogError(f"{place} cannot be read: {text}.{hint}") from error
+        raise UnreadableError(f"{place} cannot be read: {text}.{hint}") from error
 
 
 def _known(file: Path) -> bool:

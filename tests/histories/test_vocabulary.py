@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.histories.vocabulary import Vocabulary
@@ -18,6 +18,7 @@ ids = st.one_of(
 )
 
 
+@settings(deadline=None, max_examples=60)
 @given(ids, st.integers(0, 1))
 def test_ids_and_indices_are_a_bijection(raw, first):
     vocabulary = Vocabulary(raw, first)
@@ -49,6 +50,7 @@ def test_the_fingerprint_depends_on_ids_their_order_and_their_type():
     assert of[0] == Vocabulary(pl.Series("other name", ["1", "2"]), 0).fingerprint
 
 
+@settings(deadline=None, max_examples=60)
 @given(ids, st.integers(0, 5))
 def test_the_tie_order_is_a_permutation_with_padding_last(raw, seed):
     vocabulary = Vocabulary(raw, 1)

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.logs.cleaning import Cleaning, clean, k_core
@@ -19,7 +19,7 @@ row = st.tuples(
     st.sampled_from([None, 0, 1]),
 )
 rows = st.lists(row, min_size=1, max_size=60)
-settings = st.builds(
+cleanings = st.builds(
     Cleaning,
     deduplicate=st.sampled_from(["off", "exact", "first", "last"]),
     user_core=st.integers(1, 3),
@@ -90,7 +90,8 @@ def plain_clean(data, cleaning):
     return data
 
 
-@given(rows, settings)
+@settings(deadline=None, max_examples=100)
+@given(rows, cleanings)
 def test_clean_equals_the_plain_program_and_counts_every_row(data, cleaning):
     expected = plain_clean(data, cleaning)
     if not expected:
@@ -102,7 +103,8 @@ def test_clean_equals_the_plain_program_and_counts_every_row(data, cleaning):
     assert len(data) == len(cleaned) + sum(step.rows for step in steps)
 
 
-@given(rows, settings, st.randoms())
+@settings(deadline=None, max_examples=100)
+@given(rows, cleanings, st.randoms())
 def test_without_ties_the_order_of_the_rows_does_not_matter(data, cleaning, random):
     data = [(*r[:2], time, *r[3:]) for time, r in enumerate(data)]
     shuffled = random.sample(data, len(data))
@@ -117,7 +119,8 @@ def test_without_ties_the_order_of_the_rows_does_not_matter(data, cleaning, rand
     assert steps_again == steps
 
 
-@given(rows, settings)
+@settings(deadline=None, max_examples=100)
+@given(rows, cleanings)
 def test_clean_rows_stay_as_they_are(data, cleaning):
     try:
         cleaned, _ = clean(frame(data), cleaning)
@@ -128,6 +131,7 @@ def test_clean_rows_stay_as_they_are(data, cleaning):
     assert sum(step.rows for step in steps) == 0
 
 
+@settings(deadline=None, max_examples=100)
 @given(rows, st.integers(1, 4), st.integers(1, 4), st.randoms())
 def test_the_core_is_the_largest_fixed_point_in_any_order(data, user_core, item_core, random):
     pairs = [r[:2] for r in data]

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.logs.errors import LogError, nearest
@@ -56,8 +56,9 @@ def test_text_times(text, micros):
         assert text_to_micros(series, "s", guessed=True)[0] == micros
 
 
+@settings(deadline=None, max_examples=60)
 @given(
-    st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)),  # noqa: DTZ001
+    st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)),
     st.integers(-14 * 60, 14 * 60),
 )
 def test_iso_text_is_read_as_python_reads_it(moment, zone_minutes):
@@ -70,6 +71,7 @@ def test_iso_text_is_read_as_python_reads_it(moment, zone_minutes):
 @pytest.mark.parametrize(
     ("unit", "per_second"), [("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)]
 )
+@settings(deadline=None, max_examples=60)
 @given(seconds=st.lists(st.integers(160_000_000, 4_000_000_000), min_size=1, max_size=20))
 def test_the_unit_is_told_by_the_magnitude(unit, per_second, seconds):
     numbers = pl.Series([s * per_second for s in seconds], dtype=pl.Int64)
