@@ -433,7 +433,7 @@ def test_a_deleted_experiment(start: Start) -> None:
     with start() as run:
         pass
     run._client.delete_experiment(run.experiment_id)
-    with pytest.raises(TrackingError, match="'recsys' is deleted .* restore --experiment-id"):
+    with pytest.raises(TrackingError, match=r"'recsys' is deleted .* restore --experiment-id"):
         start()
 
 
