@@ -223,6 +223,11 @@ def reading(place: Path | str) -> Iterator[None]:
                 'field is written as "say ""so""".'
             )
         raise UnreadableError(f"{place} cannot be read: {text}.{hint}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # Of a compressed file that is cut off, Polars says so without an error number.
+        raise UnreadableError(f"{place} cannot be read: {error}.") from error
 
 
 def _known(file: Path) -> bool:
