@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -123,9 +124,6 @@ def compose(
         for_hydra.append(f"hydra.searchpath=[{places}]")
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
-            loader = GlobalHydra.instance().config_loader()
-            used = loader.compute_defaults_list(name, for_hydra, RunMode.RUN).defaults
-            sources = _sources(used, search)
             values = OmegaConf.to_container(hydra_compose(name, for_hydra), resolve=True)
         except MissingConfigException as error:
             raise ConfigError(_no_such_choice(error.missing_cfg_file or "", search)) from error
@@ -133,7 +131,19 @@ def compose(
             raise ConfigError(f"a file is not readable as YAML: {_flat(error)}") from error
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_flat(error.__cause__ or error)) from error
-    return build(schema, cast("dict[str, Any]", values), lambda key: _where(key, settings, sources))
+
+        @cache
+        def sources() -> list[_Source]:
+            loader = GlobalHydra.instance().config_loader()
+            return _sources(loader.compute_defaults_list(name, for_hydra, RunMode.RUN), search)
+
+        if _mention_hydra(search):  # Hydra would take its settings from there, and do nothing
+            for source in sources():
+                if _mention_hydra([source.file]):
+                    raise ConfigError(f"unknown key 'hydra' in {_shown(source.file)}.")
+        return build(
+            schema, cast("dict[str, Any]", values), lambda key: _where(key, settings, sources())
+        )
 
 
 def groups(name: str) -> dict[str, str | None]:
@@ -230,11 +240,13 @@ class _Setting:
         for_hydra: as Hydra gets it, "" where there is nothing to tell. Values are always
             *added*, so that Hydra refuses no key and every unknown one is found, and explained, in
             the same place.
+        is_choice: whether it is a choice of a config group.
     """
 
     text: str
     key: str
     for_hydra: str
+    is_choice: bool = False
 
     @classmethod
     def read(cls, text: str, name: str, schema: type, search: list[Path]) -> _Setting:
@@ -248,10 +260,10 @@ class _Setting:
                     f" Its groups: {', '.join(groups(name))}."
                 )
             if value == "=null" and groups(name).get(group, "") is None:
-                return cls(text, group, "")  # the default of an optional group
+                return cls(text, group, "", True)  # the default of an optional group
             if sign != "~" and value in ("=null", "=", ""):
                 raise ConfigError(f"'{text}' chooses nothing. {group}: {', '.join(known)}.")
-            return cls(text, group, f"~{key}{value}" if sign == "~" else f"{key}{value}")
+            return cls(text, group, f"{'~' if sign == '~' else ''}{key}{value}", True)
         if key.partition(".")[0] == "hydra":
             raise ConfigError(f"unknown key '{key}' on the command line ({text}).")
         if sign == "~":
@@ -319,22 +331,25 @@ class _Source:
         return True
 
 
-def _sources(defaults: Iterable[Any], search: list[Path]) -> list[_Source]:
-    """The files of Hydra's defaults list, those that win last.
-
-    Raises:
-        ConfigError: a file has settings of Hydra itself, which would do nothing here.
-    """
+def _sources(defaults_list: Any, search: list[Path]) -> list[_Source]:
+    """The files of Hydra's defaults list, those that win last; without Hydra's own."""
     sources = []
-    for default in defaults:
+    for default in defaults_list.defaults:
         found = [folder / f"{default.config_path}.yaml" for folder in search]
         file = next((file for file in found if file.is_file()), None)
-        if file is None:  # Hydra's own
-            continue
-        if re.search(r"^hydra\s*:", file.read_text(encoding="utf-8"), re.MULTILINE):
-            raise ConfigError(f"unknown key 'hydra' in {_shown(file)}.")
-        sources.append(_Source(file, default.package or ""))
+        if file is not None:
+            sources.append(_Source(file, default.package or ""))
     return sources
+
+
+def _mention_hydra(places: Iterable[Path]) -> bool:
+    """Whether a YAML file, or one below a folder, has a top-level key `hydra`."""
+    files = [
+        file for place in places for file in ([place] if place.is_file() else place.rglob("*.yaml"))
+    ]
+    return any(
+        re.search(rb"^hydra\s*:", file.read_bytes(), re.MULTILINE) is not None for file in files
+    )
 
 
 def _shown(file: Path) -> str:
@@ -344,7 +359,8 @@ def _shown(file: Path) -> str:
 
 def _where(key: str, settings: list[_Setting], sources: list[_Source]) -> str:
     """Where a key got its value: " on the command line (…)" or " in FILE"."""
-    for setting in reversed(settings):
+    values = [setting for setting in reversed(settings) if not setting.is_choice]
+    for setting in values:
         if setting.key == key or setting.key.startswith(f"{key}."):
             return f" on the command line ({setting.text})"
     for source in reversed(sources):
@@ -353,7 +369,7 @@ def _where(key: str, settings: list[_Setting], sources: list[_Source]) -> str:
             if source.package == key:
                 hint = " (whose first line should be '# @package _global_')"
             return f" in {_shown(source.file)}{hint}"
-    for setting in reversed(settings):
+    for setting in values:
         if key.startswith(f"{setting.key}."):  # data={...}
             return f" on the command line ({setting.text})"
     return ""

@@ -40,7 +40,6 @@ def make_store(data: DataConfig) -> Path:
     from recsys.logs.cleaning import Cleaning
     from recsys.logs.errors import LogError
     from recsys.logs.schema import Columns
-    from recsys.logs.sources import fetch
 
     # Everything about the settings is refused before anything is fetched.
     columns = Columns(
@@ -67,6 +66,8 @@ def make_store(data: DataConfig) -> Path:
     if path is None:
         if data.source is None:
             raise LogError("data.path is required: name the log's file, or a glob of files.")
+        from recsys.logs.sources import fetch
+
         path = str(fetch(data.source, cache_dir(), say=_say))
     return ingest(path, columns, cleaning, cache_dir(), verify=data.verify, name=data.name)
 

@@ -2,8 +2,8 @@
 
 Fields have no defaults here: the one place for a value is its YAML file. A model takes the fields
 of its group, without `name`, as constructor arguments; `tests/pipelines/test_config.py` holds the
-two equal. To add a choice to a group, write its dataclass with its own `name: Literal[...]` and join
-it with `|`.
+two equal. To add a choice to a group, write its dataclass with its own `name: Literal[...]` and
+join it with `|`.
 """
 
 from __future__ import annotations
@@ -82,10 +82,13 @@ class LeaveOneOutConfig:
         name: of the protocol.
         validation_users: "all", or how many users (drawn by seed) give their validation answer;
             the others' goes into training.
+        seed: of that draw; not the run's seed, so that runs of several seeds answer the same
+            questions.
     """
 
     name: Literal["loo"]
     validation_users: int | Literal["all"]
+    seed: int
 
 
 SplitConfig = LeaveOneOutConfig
@@ -129,21 +132,29 @@ class TrainerConfig:
 
     Attributes:
         max_epochs: at most so many passes over the training histories.
-        patience: stop after so many validations without a better one.
+        patience: stop after so many epochs without a better validation; null never stops early.
+        validate_every: epochs between validations.
+        monitor: the validation metric that chooses the weights, such as ndcg_10.
         tokens_per_batch: events in a batch.
-        learning_rate: of Adam.
-        weight_decay: of Adam, decoupled.
-        warmup: optimiser steps until the learning rate is reached.
+        learning_rate: of AdamW, at its peak.
+        weight_decay: of AdamW; embeddings, biases and norms are spared.
+        warmup_steps: until the learning rate is reached.
+        schedule: constant, or falling to zero over max_epochs: linear, cosine.
         precision: "auto" takes bf16 where the machine has it in hardware.
+        checkpoint_seconds: between two checkpoints inside an epoch.
     """
 
     max_epochs: int
-    patience: int
+    patience: int | None
+    validate_every: int
+    monitor: str
     tokens_per_batch: int
     learning_rate: float
     weight_decay: float
-    warmup: int
+    warmup_steps: int
+    schedule: Literal["constant", "linear", "cosine"]
     precision: Literal["auto", "32", "bf16"]
+    checkpoint_seconds: float
 
 
 @dataclass(frozen=True)
@@ -203,7 +214,7 @@ class TrainConfig:
         tracking: where the run is kept.
         seed: of everything random.
         name: of the run; null makes one up.
-        resume: a run id or a checkpoint to go on from.
+        resume: a run id, which goes on with that run's own settings, or a checkpoint file.
         result: a file for the final table as JSON.
     """
 
