@@ -124,8 +124,9 @@ def ndcg(answers: RankedAnswers, k: int) -> np.ndarray:
     """
     ranks, question = answers.within(k)
     gained = _sum(answers, question, 1 / np.log2(ranks + 1.0))
-    ideal_R = np.cumsum(1 / np.log2(np.arange(2.0, min(k, int(answers.relevant.max(initial=1))) + 2)))
-    return gained / ideal_R[np.minimum(answers.relevant, k) - 1]
+    achievable = np.minimum(answers.relevant, k)
+    ideal_R = np.cumsum(1 / np.log2(np.arange(achievable.max(initial=1)) + 2.0))
+    return gained / ideal_R[achievable - 1]
 
 
 def recall(answers: RankedAnswers, k: int) -> np.ndarray:

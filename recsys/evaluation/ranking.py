@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -39,10 +39,10 @@ class Encoder(Protocol):
         """Newest events it reads; None for all."""
 
     def encode(self, batch: HistoryBatch) -> Tensor:
-        """float [B, D], one vector per history."""
+        """[B, D], one vector per history."""
 
     def item_table(self) -> Tensor:
-        """float [V, D], one row per item; row 0 (padding) is never recommended."""
+        """[V, D], one row per item; row 0 (padding) is never recommended."""
 
 
 class Scorer(Protocol):
@@ -228,7 +228,7 @@ def _score_blocks(
             )
 
     def blocks_of_scores(batch: HistoryBatch) -> Iterator[tuple[int, Tensor]]:
-        scores_BV = model.scores(batch)  # type: ignore[union-attr]
+        scores_BV = cast(Scorer, model).scores(batch)
         check(scores_BV.shape[1])
         for first in range(0, len(scores_BV), ROWS):
             yield first, scores_BV[first : first + ROWS].to(torch.float32, copy=True)
@@ -236,12 +236,13 @@ def _score_blocks(
     if not hasattr(model, "encode"):
         return blocks_of_scores
 
-    table_VD = model.item_table().float()
+    encoder = cast(Encoder, model)
+    table_VD = encoder.item_table().float()
     check(len(table_VD))
     buffer_RV = table_VD.new_empty(ROWS, V)
 
     def blocks_of_products(batch: HistoryBatch) -> Iterator[tuple[int, Tensor]]:
-        h_BD = model.encode(batch.to(table_VD.device)).float()
+        h_BD = encoder.encode(batch.to(table_VD.device)).float()
         for first in range(0, len(h_BD), ROWS):
             h_RD = h_BD[first : first + ROWS]
             rows = len(h_RD)
@@ -281,9 +282,7 @@ def _count_at_least(
         alone = len(row) == len(scores_RV)  # one answer a question: the rows as they are
         looked_at = scores_RV if alone else scores_RV[rows]
         # Written as 0 and 1 in float32: four times as fast to sum as booleans, exact below 2^24.
-        above = torch.ge(
-            looked_at, answer_scores[at : at + ROWS, None], out=buffer_RV[: len(rows)]
-        )
+        above = torch.ge(looked_at, answer_scores[at : at + ROWS, None], out=buffer_RV[: len(rows)])
         counts[at : at + ROWS] = above.sum(dim=1)
     return counts.numpy()
 
@@ -291,8 +290,11 @@ def _count_at_least(
 def _ranks(
     at_least_A: np.ndarray, scores_A: np.ndarray, question_A: np.ndarray, tie_A: np.ndarray
 ) -> np.ndarray:
-    """int64 [A]: ranks. Of the candidates with a score ≥ the answer's, answers of equal score that
-    come later in tie order do not stand before it."""
+    """int64 [A]: ranks.
+
+    Of the candidates whose score is not below an answer's, all stand before it but itself and the
+    answers of equal score that come later in tie order.
+    """
     order = np.lexsort((tie_A, scores_A, question_A))
     question, score = question_A[order], scores_A[order]
     ends_group = np.append((np.diff(question) != 0) | (score[1:] != score[:-1]), True)
@@ -314,7 +316,7 @@ def _best(scores_RV: Tensor, k: int, tie_V: Tensor) -> tuple[Tensor, Tensor]:
     V = scores_RV.shape[1]
     values, items = scores_RV.topk(min(k + 1, V), dim=1)
     equal = (values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -torch.inf)
-    straddles = equal[:, k - 1] if V > k else torch.zeros_like(equal[:, 0])
+    straddles = equal[:, k - 1] if k < V else torch.zeros_like(equal[:, 0])
     values, items = values[:, :k], items[:, :k]
 
     inside = (equal.any(dim=1) & ~straddles).nonzero().squeeze(1)

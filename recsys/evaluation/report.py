@@ -104,9 +104,7 @@ def per_question_frame(
     )
 
 
-def table_text(
-    rows: Sequence[Mapping[str, Any]], heading: str, columns: Mapping[str, str]
-) -> str:
+def table_text(rows: Sequence[Mapping[str, Any]], heading: str, columns: Mapping[str, str]) -> str:
     """A plain table for the terminal.
 
     >>> print(table_text([{"model": "EASE", "hr": 0.1079}, {"model": "SASRec"}],

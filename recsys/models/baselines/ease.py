@@ -20,9 +20,9 @@ from recsys.models.baselines.popularity import popularity_places, training_event
 class EASE:
     """Embarrassingly shallow autoencoder (arXiv 1905.03375).
 
-    With the binary user–item matrix X, P = (XᵀX + λI)⁻¹ and weights −P_ij / P_jj off the diagonal, a
-    candidate's score is the sum of the weights from the history's items to it. P is dense: exact up
-    to `max_items` items with training events, above that on the most popular ones, and then the
+    With the binary user–item matrix X, P = (XᵀX + λI)⁻¹ and weights −P_ij / P_jj off the diagonal,
+    a candidate's score is the sum of the weights from the history's items to it. P is dense: exact
+    up to `max_items` items with training events, above that on the most popular ones, and then the
     name says so. Items that are not modelled stand below the others, by popularity, and a history
     without any modelled item gets popularity.
 
@@ -36,7 +36,8 @@ class EASE:
     def __init__(self, regularisation: float = 250.0, max_items: int = 8000) -> None:
         if regularisation <= 0 or max_items < 1:
             raise ValueError(
-                f"EASE needs regularisation > 0 and max_items ≥ 1, not {regularisation}, {max_items}"
+                "EASE needs regularisation > 0 and max_items ≥ 1, "
+                f"not {regularisation} and {max_items}"
             )
         self.regularisation = regularisation
         self.max_items = max_items
@@ -49,6 +50,11 @@ class EASE:
     def name(self) -> str:
         """As it stands in tables: 'EASE', or 'EASE@8000' where not all items are modelled."""
         return "EASE" if self.is_exact else f"EASE@{self.max_items}"
+
+    @property
+    def parameters(self) -> dict[str, float | None]:
+        """What it was made with."""
+        return {"regularisation": self.regularisation, "max_items": self.max_items}
 
     def fit(
         self,

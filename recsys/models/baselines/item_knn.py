@@ -64,6 +64,16 @@ class ItemKNN:
         return "ItemKNN"
 
     @property
+    def parameters(self) -> dict[str, float | None]:
+        """What it was made with."""
+        return {
+            "neighbours": self.neighbours,
+            "shrinkage": self.shrinkage,
+            "newest": self.newest,
+            "include_self": self.include_self,
+        }
+
+    @property
     def max_length(self) -> int | None:
         """Newest events it reads."""
         return self.newest

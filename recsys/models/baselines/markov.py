@@ -38,6 +38,11 @@ class LastItemMarkov:
         """As it stands in tables."""
         return "Markov"
 
+    @property
+    def parameters(self) -> dict[str, float | None]:
+        """What it was made with."""
+        return {}
+
     def fit(
         self,
         items: np.ndarray,

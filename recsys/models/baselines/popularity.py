@@ -38,6 +38,11 @@ class Popularity:
         """As it stands in tables."""
         return "Popularity"
 
+    @property
+    def parameters(self) -> dict[str, float | None]:
+        """What it was made with."""
+        return {"window": self.window}
+
     def fit(
         self,
         items: np.ndarray,
