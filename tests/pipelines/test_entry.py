@@ -52,7 +52,7 @@ sys.argv = ["train", *{arguments}]
 try:
     runpy.run_module("pipelines.train", run_name="__main__")
 except SystemExit as end:
-    heavy = {{"torch", "mlflow", "pytorch_lightning", "polars", "numpy"}} & set(sys.modules)
+    heavy = {{"torch", "mlflow", "pytorch_lightning", "polars"}} & set(sys.modules)
     print("heavy:", sorted(heavy), end.code)
 """
         done = place.python("-c", script)
