@@ -1,0 +1,108 @@
+r"""Judge a tracked run again: an offline evaluation job.
+
+Examples:
+  python -m pipelines.evaluate run=latest
+  python -m pipelines.evaluate run=RUN_ID evaluation.filter_seen=false
+  python -m pipelines.evaluate run=RUN_ID data=log data.path=newer.parquet
+
+The same code as in training: the same store and settings give the same digits. Any store with the
+same items will do. The results, one row a question among them, become a run of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from pipelines.checking import build
+from pipelines.entry import as_yaml, main
+from pipelines.ingest import make_store
+from pipelines.judging import (
+    Judge,
+    ask_all,
+    baselines,
+    check_evaluation,
+    file_name,
+    make_split,
+    say,
+    table,
+)
+from pipelines.paths import artifact_root, tracking_uri
+from pipelines.result import check_result_path, write_result
+from pipelines.schemas import EvaluateConfig, TrainConfig
+
+
+def run(config: EvaluateConfig) -> None:
+    """Load, ask, report."""
+    started = time.perf_counter()
+    check_result_path(config.result)
+    check_evaluation(config.evaluation)
+    import yaml
+
+    from recsys.tracking.run import TrackedRun, environment_tags, load_run
+
+    uri = config.tracking.uri or tracking_uri()
+    info = load_run(uri, config.run)
+    text = info.artifact("config.yaml").read_text(encoding="utf-8")
+    trained = build(TrainConfig, yaml.safe_load(text), lambda key: f" in run {info.run_id}")
+    data, split_config = config.data or trained.data, config.split or trained.split
+
+    from recsys.training.saved_model import ModelError, load_model, read_description
+
+    folder = info.artifact("model")
+    described = read_description(folder)
+    from recsys.histories.store import open_store
+
+    store = open_store(make_store(data))
+    if store.item_vocabulary.fingerprint != described["item_vocabulary"]:
+        raise ModelError(
+            f"run {info.run_id} ('{info.name}') was trained on other items than this store of "
+            f"'{data.name}' holds ({described['arguments']['catalogue_size'] - 1:,} there, "
+            f"{store.catalogue_size - 1:,} here): a model can only be judged on the items it knows; "
+            "leave out data= to take the run's own"
+        )
+    model, _ = load_model(folder)
+    judge = Judge(
+        store,
+        make_split(split_config, store),
+        config.evaluation,
+        config.evaluation.filter_seen and not data.repeats,
+    )
+    models: dict[str, Any] = {described["name"]: model}
+    if config.evaluation.baselines:
+        beside = baselines(judge, trained.trainer.monitor, data.repeats)
+        models |= {baseline.name: baseline for baseline in beside}
+    with TrackedRun.start(
+        uri=uri,
+        artifact_root=str(artifact_root()),
+        experiment=config.tracking.experiment,
+        run_name=f"evaluate {info.name}",
+        params=asdict(config),
+        config_yaml=as_yaml(config),
+        tags={
+            **environment_tags(),
+            "evaluates": info.run_id,
+            "store": store.fingerprint,
+            "protocol": judge.protocol,
+        },
+        pipeline="evaluate",
+    ) as tracked:
+        rows = ask_all(judge, models, tracked.artifact_frame)
+        tracked.metrics(rows[0]["metrics"], 0)
+        for row in rows[1:]:
+            prefix = f"baseline/{file_name(row['model'])}"
+            tracked.metrics({f"{prefix}/{name}": v for name, v in row["metrics"].items()}, 0)
+        text = table(judge, rows, data.name)
+        tracked.artifact_text("table.txt", text + "\n")
+        tracked.artifact_json("table.json", rows)
+        seconds = time.perf_counter() - started
+        write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
+    say("")
+    say(text)
+    say(f"\n{seconds:.0f} s. The run in the MLflow UI:")
+    say(tracked.how_to_open())
+
+
+if __name__ == "__main__":
+    main("evaluate", EvaluateConfig, run, __doc__ or "")

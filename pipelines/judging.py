@@ -1,0 +1,273 @@
+"""What training and evaluation share: the questions, the models beside, the table, the files.
+
+The same code runs in both, so a run evaluated again gives the same digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.paths import cache_dir
+from pipelines.schemas import EvaluationConfig, SplitConfig
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from recsys.evaluation.ranking import Encoder, Scorer
+    from recsys.histories.questions import Questions, Split
+    from recsys.histories.store import HistoryStore
+    from recsys.models.baselines.tuning import Baseline
+
+BASELINE_CACHE_VERSION = 1
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def make_split(split: SplitConfig, store: HistoryStore) -> Split:
+    """The questions of the configured protocol."""
+    from recsys.histories.questions import leave_one_out
+
+    users = None if split.validation_users == "all" else split.validation_users
+    return leave_one_out(store, users, split.seed)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Asks models the questions of one protocol, always in the same way.
+
+    Attributes:
+        store: the histories.
+        split: the questions.
+        evaluation: cut-offs, filter, order of ties.
+        filter_seen: whether items of the history are left out: the setting, unless the data say
+            that repeats are right answers.
+    """
+
+    store: HistoryStore
+    split: Split
+    evaluation: EvaluationConfig
+    filter_seen: bool
+
+    @property
+    def protocol(self) -> str:
+        """As it stands in metric names."""
+        from recsys.evaluation.report import protocol_name
+
+        return protocol_name(self.split.protocol, self.filter_seen)
+
+    @property
+    def legend(self) -> str:
+        """The protocol in words."""
+        seen = "items already in the history left out" if self.filter_seen else "all items, seen too"
+        return f"leave-one-out: each user's last event; whole catalogue ranked, {seen}"
+
+    def name(self, stage: str, metric: str) -> str:
+        """Full name of a metric."""
+        from recsys.evaluation.report import metric_name
+
+        return metric_name(stage, self.protocol, metric)
+
+    def ask(
+        self, model: Encoder | Scorer, stage: str
+    ) -> tuple[dict[str, float], pl.DataFrame, dict[str, int]]:
+        """Metrics by full name, one row a question, and what was counted."""
+        from recsys.evaluation.ranking import rank
+        from recsys.evaluation.report import per_question_frame, summarise
+
+        questions = self.questions(stage)
+        ks = self.evaluation.ks
+        ranking = rank(
+            model,
+            self.store,
+            questions,
+            filter_seen=self.filter_seen,
+            k=max(ks),
+            tie_seed=self.evaluation.tie_seed,
+        )
+        values = summarise(ranking, self.store, ks)
+        named = {self.name(stage, metric): value for metric, value in values.items()}
+        return named, per_question_frame(ranking, self.store, questions, ks), ranking.counts
+
+    def score(self, model: Encoder | Scorer, stage: str, metric: str) -> float:
+        """One metric of a model."""
+        return self.ask(model, stage)[0][self.name(stage, metric)]
+
+    def questions(self, stage: str) -> Questions:
+        """The questions of "val" or "test"."""
+        return self.split.validation if stage == "val" else self.split.test
+
+
+def check_evaluation(evaluation: EvaluationConfig, monitor: str | None = None) -> None:
+    """Refuses cut-offs and a monitor that nothing will compute, before any work starts.
+
+    Raises:
+        ValueError: naming what there is.
+    """
+    import difflib
+
+    if not evaluation.ks or min(evaluation.ks) < 1:
+        raise ValueError(
+            f"evaluation.ks must hold cut-offs of at least 1, such as [5,10,20], not {evaluation.ks}"
+        )
+    if monitor is None:
+        return
+    kinds = ("hr", "ndcg", "mrr", "recall", "precision", "map")
+    known = [f"{kind}_{k}" for k in evaluation.ks for kind in kinds]
+    if monitor not in known:
+        near = difflib.get_close_matches(monitor, known, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(known)}."
+        raise ValueError(f"trainer.monitor: there is no metric '{monitor}'.{hint}")
+
+
+def baselines(judge: Judge, monitor: str, repeats: bool) -> list[Baseline]:
+    """Popularity, Markov, ItemKNN and EASE, tuned on validation, from the cache where it has them.
+
+    Args:
+        judge: asks the validation questions.
+        monitor: the metric that chooses.
+        repeats: whether items of the history may be the answer.
+    """
+    from recsys.models.baselines.tuning import tune_baselines
+
+    store, split = judge.store, judge.split
+    made_from = {
+        "version": BASELINE_CACHE_VERSION,
+        "store": store.fingerprint,
+        "protocol": judge.protocol,
+        "training_ends": hashlib.sha256(split.training_ends.tobytes()).hexdigest(),
+        "monitor": monitor,
+        "tie_seed": judge.evaluation.tie_seed,
+        "repeats": repeats,
+    }
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_dir() / "baselines" / key
+    found = _read_baselines(folder) if store.fingerprint else None
+    if found is not None:
+        return found
+    started = time.perf_counter()
+    say("fitting the baselines and tuning them on validation …")
+    tuned = tune_baselines(
+        np.asarray(store.items),
+        np.asarray(store.offsets),
+        split.training_ends,
+        store.catalogue_size,
+        _known_times(store),
+        lambda model: judge.ask(model, "val")[1][monitor].to_numpy(),
+        repeats=repeats,
+    )
+    for best in tuned:
+        chosen = ", ".join(f"{k}={v}" for k, v in best.model.parameters.items()) or "no parameters"
+        say(f"  {best.model.name}: {chosen}  (validation {monitor} {best.score:.4f})")
+    say(f"  in {time.perf_counter() - started:.0f} s")
+    models = [best.model for best in tuned]
+    if store.fingerprint:
+        trials = [asdict(trial) for best in tuned for trial in best.trials]
+        _write_baselines(folder, models, {"made_from": made_from, "trials": trials})
+    return models
+
+
+def _known_times(store: HistoryStore) -> np.ndarray | None:
+    from recsys.histories.store import NO_TIME
+
+    if store.times is None or bool((store.times == NO_TIME).any()):
+        return None
+    return np.asarray(store.times)
+
+
+def _read_baselines(folder: Path) -> list[Baseline] | None:
+    from recsys.models.baselines.ease import EASE
+    from recsys.models.baselines.item_knn import ItemKNN
+    from recsys.models.baselines.markov import LastItemMarkov
+    from recsys.models.baselines.popularity import Popularity
+
+    if not (folder / "trials.json").exists():
+        return None
+    models: list[Baseline] = []
+    for kind in (Popularity, LastItemMarkov, ItemKNN, EASE):
+        with np.load(folder / f"{kind.__name__}.npz", allow_pickle=False) as arrays:
+            models.append(kind.from_state(dict(arrays)))
+    return models
+
+
+def _write_baselines(folder: Path, models: list[Baseline], facts: Mapping[str, Any]) -> None:
+    """The arrays first, then `trials.json`, which says that they are whole."""
+    from recsys.logs.files import name_aside, sync, write_text
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for model in models:
+        target = folder / f"{type(model).__name__}.npz"
+        aside = name_aside(target)
+        try:
+            with aside.open("xb") as file:
+                np.savez(file, allow_pickle=False, **model.state())
+            sync(aside)
+            aside.replace(target)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    write_text(folder / "trials.json", json.dumps(facts, indent=1))
+
+
+def ask_all(
+    judge: Judge,
+    models: Mapping[str, Encoder | Scorer],
+    keep: Callable[[str, pl.DataFrame], None],
+) -> list[dict[str, Any]]:
+    """Asks every model the test questions.
+
+    Args:
+        judge: asks.
+        models: by name, in the table's order.
+        keep: takes a file's name and the frame with one row a question.
+
+    Returns:
+        `{"model": name, "metrics": {full name: value}}` each.
+    """
+    rows = []
+    counts: dict[str, int] = {}
+    for name, model in models.items():
+        metrics, frame, counts = judge.ask(model, "test")
+        keep(f"per_question/test/{file_name(name)}.parquet", frame)
+        rows.append({"model": name, "metrics": metrics})
+    missed = counts.get("answers_filtered", 0)
+    if missed:
+        say(f"{missed:,} answers are in their own history and left out: they count as misses")
+    return rows
+
+
+def file_name(model: str) -> str:
+    """A model's name, legal in MLflow's names."""
+    return model.replace("@", ":")
+
+
+def table(judge: Judge, rows: list[dict[str, Any]], title: str) -> str:
+    """The final table: the models beside each other, the protocol in the heading."""
+    from recsys.evaluation.report import table_text
+
+    ks = judge.evaluation.ks
+    k = 10 if 10 in ks else max(ks)
+    columns = {"model": "model"}
+    for metric, label in (("hr", "HR"), ("ndcg", "NDCG"), ("mrr", "MRR"), ("coverage", "coverage")):
+        columns[judge.name("test", f"{metric}_{k}")] = f"{label}@{k}"
+    heading = (
+        f"{title} · test/{judge.protocol} · {len(judge.split.test):,} questions, "
+        f"{judge.store.catalogue_size - 1:,} items\n({judge.legend})\n"
+    )
+    return table_text([{"model": row["model"], **row["metrics"]} for row in rows], heading, columns)
+
+
+def show_progress() -> bool:
+    """Whether a person watches."""
+    return sys.stderr.isatty()

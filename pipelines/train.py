@@ -1,0 +1,407 @@
+r"""Train a model on an interaction log, judge it beside baselines, leave an MLflow run.
+
+Examples:
+  python -m pipelines.train
+  python -m pipelines.train experiment=sasrec_ml1m seed=2
+  python -m pipelines.train model.width=128 model.heads=2 trainer.max_epochs=20
+  python -m pipelines.train experiment=sasrec_ml1m data=log data.path='events/*.parquet' \
+      data.columns.user=uid data.columns.item=sku data.columns.time=ts
+  python -m pipelines.train resume=RUN_ID
+
+The log is ingested first, or found in the cache. Ctrl-C keeps the last checkpoint: resume=RUN_ID
+goes on from it, to the same digits as without the interruption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.checking import ConfigError, build
+from pipelines.entry import as_yaml, compose, main
+from pipelines.ingest import make_store
+from pipelines.judging import (
+    Judge,
+    ask_all,
+    baselines,
+    check_evaluation,
+    file_name,
+    make_split,
+    say,
+    show_progress,
+    table,
+)
+from pipelines.paths import artifact_root, cache_dir, tracking_uri
+from pipelines.result import check_result_path, peak_memory_gb, write_result
+from pipelines.schemas import ModelConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from recsys.histories.store import HistoryStore
+    from recsys.tracking.run import TrackedRun
+    from recsys.training.fit import Fitted
+
+
+def run(config: TrainConfig) -> None:
+    """Ingest, train, judge, report."""
+    started = time.perf_counter()
+    check_result_path(config.result)
+    resumed, checkpoint = None, None
+    if config.resume is not None:
+        resumed, checkpoint = find_checkpoint(config)
+        if resumed is not None:
+            config = settings_of(resumed, config)
+    check_evaluation(config.evaluation, config.trainer.monitor)
+    check_trainer(config)
+    make_model(config.model, catalogue_size=2, seed=config.seed)  # wrong arguments: said at once
+
+    folder = make_store(config.data)
+    from recsys.histories.ingest_report import read_report
+    from recsys.histories.store import open_store
+
+    store = open_store(folder)
+    split = make_split(config.split, store)
+    filter_seen = config.evaluation.filter_seen and not config.data.repeats
+    judge = Judge(store, split, config.evaluation, filter_seen)
+    say(
+        f"{config.data.name}: {store.events:,} events, {store.users:,} users, "
+        f"{store.catalogue_size - 1:,} items; {split.counts['training_events']:,} events to train on, "
+        f"{len(split.validation):,} validation and {len(split.test):,} test questions"
+    )
+
+    from recsys.tracking.run import TrackedRun, environment_tags
+
+    title = run_title(config)
+    with TrackedRun.start(
+        uri=config.tracking.uri or tracking_uri(),
+        artifact_root=str(artifact_root()),
+        experiment=config.tracking.experiment,
+        run_name=config.name or title,
+        params=asdict(config),
+        config_yaml=as_yaml(config),
+        tags={
+            **environment_tags(),
+            "store": store.fingerprint,
+            "protocol": judge.protocol,
+            "seed": str(config.seed),
+        },
+        run_id=resumed,
+    ) as tracked:
+        say(f"run {tracked.run_id} ({config.name or title})")
+        tracked.artifact_json("ingest_report.json", read_report(folder))
+        tracked.dataset(
+            config.data.name,
+            store.fingerprint,
+            {
+                "events": store.events,
+                "users": store.users,
+                "items": store.catalogue_size - 1,
+                **split.counts,
+            },
+            config.data.path or config.data.source or config.data.name,
+        )
+        rows = train_and_judge(config, judge, tracked, checkpoint)
+        seconds = time.perf_counter() - started
+        tracked.metrics({"cost/seconds": seconds, "cost/peak_memory_gb": peak_memory_gb()}, 0)
+        say("")
+        text = table(judge, rows, config.data.name)
+        tracked.artifact_text("table.txt", text + "\n")
+        write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
+    say(text)
+    say(f"\n{seconds:.0f} s, {peak_memory_gb():.1f} GB at most. The run in the MLflow UI:")
+    say(tracked.how_to_open())
+
+
+def train_and_judge(
+    config: TrainConfig, judge: Judge, tracked: TrackedRun, checkpoint: Path | None
+) -> list[dict[str, Any]]:
+    """The final table's rows; everything on the way goes to the run."""
+    from recsys.training.saved_model import save_model
+
+    store = judge.store
+    beside = (
+        baselines(judge, config.trainer.monitor, config.data.repeats)
+        if config.evaluation.baselines
+        else []
+    )
+    reference = {
+        model.name: judge.score(model, "val", config.trainer.monitor) for model in beside
+    }
+    model = make_model(config.model, store.catalogue_size, config.seed)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"{MODEL_NAMES[config.model.name]}: {parameters:,} parameters")
+    book = Book(tracked)
+    fitted = train(config, judge, model, book, tracked.run_id, checkpoint)
+    monitor = judge.name("val", config.trainer.monitor)
+    for name, value in reference.items():
+        tracked.metrics({f"baseline/{file_name(name)}/{monitor}": value}, 0)
+    draw_curves(tracked, book, monitor, reference, fitted, MODEL_NAMES[config.model.name])
+    tracked.metrics(
+        {
+            "cost/seconds_training": fitted.seconds_training,
+            "cost/seconds_validating": fitted.seconds_validating,
+            "best_epoch": fitted.best_epoch,
+            f"best/{monitor}": fitted.best_score,
+        },
+        0,
+    )
+    folder = run_folder(tracked.run_id) / "model"
+    save_model(
+        folder,
+        model,
+        model_arguments(config.model, store.catalogue_size),
+        {
+            "name": MODEL_NAMES[config.model.name],
+            "item_vocabulary": store.item_vocabulary.fingerprint,
+            "store": store.fingerprint,
+            "epoch": fitted.best_epoch,
+        },
+    )
+    tracked.artifact_file(folder)
+
+    models: dict[str, Any] = {MODEL_NAMES[config.model.name]: model}
+    models |= {baseline.name: baseline for baseline in beside}
+    rows = ask_all(judge, models, tracked.artifact_frame)
+    tracked.metrics(rows[0]["metrics"], 0)
+    for row in rows[1:]:
+        prefix = f"baseline/{file_name(row['model'])}"
+        tracked.metrics({f"{prefix}/{name}": v for name, v in row["metrics"].items()}, 0)
+    tracked.artifact_json("table.json", rows)
+    return rows
+
+
+def train(
+    config: TrainConfig,
+    judge: Judge,
+    model: nn.Module,
+    book: Book,
+    run_id: str,
+    checkpoint: Path | None,
+) -> Fitted:
+    """Trains `model` in place; the best weights stay in it."""
+    from recsys.histories.batches import TrainingBatches
+    from recsys.objectives.full_softmax import full_softmax
+    from recsys.training.fit import fit
+    from recsys.training.next_item_task import NextItemTask
+
+    trainer = config.trainer
+    batches = TrainingBatches(
+        judge.store,
+        judge.split.training_ends,
+        config.model.max_length,
+        trainer.tokens_per_batch,
+        config.seed,
+    )
+    task = NextItemTask(
+        model,
+        full_softmax,
+        learning_rate=trainer.learning_rate,
+        weight_decay=trainer.weight_decay,
+        warmup_steps=trainer.warmup_steps,
+        total_steps=trainer.max_epochs * len(batches),
+        schedule=trainer.schedule,
+    )
+
+    def validate(trained: nn.Module) -> Mapping[str, float]:
+        return judge.ask(trained, "val")[0]  # type: ignore[arg-type]
+
+    return fit(
+        task,
+        batches,
+        validate=validate,
+        monitor=judge.name("val", trainer.monitor),
+        max_epochs=trainer.max_epochs,
+        patience=trainer.patience,
+        validate_every=trainer.validate_every,
+        precision=trainer.precision,
+        checkpoint=run_folder(run_id) / "last.ckpt",
+        resume=checkpoint,
+        reporter=book,
+        progress=show_progress(),
+        say=say,
+        checkpoint_seconds=trainer.checkpoint_seconds,
+    )
+
+
+MODEL_NAMES = {"sasrec": "SASRec"}
+
+
+def model_arguments(config: ModelConfig, catalogue_size: int) -> dict[str, Any]:
+    """The constructor's arguments."""
+    arguments = asdict(config)
+    del arguments["name"]
+    return {"catalogue_size": catalogue_size, **arguments}
+
+
+def make_model(config: ModelConfig, catalogue_size: int, seed: int) -> nn.Module:
+    """A model with weights drawn by seed; the rest of the run draws from the same generator.
+
+    Raises:
+        ValueError: an argument out of range, named.
+    """
+    import torch
+
+    from recsys.models.next_item.sasrec import SASRec
+
+    torch.manual_seed(seed)
+    return SASRec(**model_arguments(config, catalogue_size))
+
+
+def check_trainer(config: TrainConfig) -> None:
+    """Refuses numbers out of range before any work starts.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    trainer = config.trainer
+    for name in ("max_epochs", "validate_every", "tokens_per_batch"):
+        if getattr(trainer, name) < 1:
+            raise ValueError(f"trainer.{name} must be at least 1, not {getattr(trainer, name)}")
+    if trainer.patience is not None and trainer.patience < 1:
+        raise ValueError(f"trainer.patience must be null or at least 1, not {trainer.patience}")
+    for name in ("weight_decay", "warmup_steps", "checkpoint_seconds"):
+        if getattr(trainer, name) < 0:
+            raise ValueError(f"trainer.{name} must not be negative, not {getattr(trainer, name)}")
+    if trainer.learning_rate <= 0:
+        raise ValueError(f"trainer.learning_rate must be positive, not {trainer.learning_rate}")
+    if config.seed < 0 or config.split.seed < 0:
+        raise ValueError(f"seed must not be negative, not {min(config.seed, config.split.seed)}")
+
+
+def run_title(config: TrainConfig) -> str:
+    """A name a person can read."""
+    model = config.model
+    return (
+        f"{MODEL_NAMES[model.name]} {config.data.name} width {model.width} "
+        f"heads {model.heads} layers {model.layers} seed {config.seed}"
+    )
+
+
+def run_folder(run_id: str) -> Path:
+    """Where a run keeps what it needs to go on."""
+    return cache_dir() / "runs" / run_id
+
+
+def find_checkpoint(config: TrainConfig) -> tuple[str | None, Path]:
+    """The run to go on with (None for a plain file), and its checkpoint.
+
+    Raises:
+        ValueError: neither a file nor a run, or a run without checkpoint here.
+    """
+    assert config.resume is not None
+    path = Path(config.resume)
+    if path.is_file():
+        return None, path
+    if path.suffix or path.parent != Path():
+        raise ConfigError(f"resume={config.resume}: there is no such file")
+    from recsys.tracking.run import load_run
+
+    info = load_run(config.tracking.uri or tracking_uri(), config.resume)
+    checkpoint = run_folder(info.run_id) / "last.ckpt"
+    if not checkpoint.exists():
+        raise ConfigError(
+            f"resume={config.resume}: the run '{info.name}' ({info.status}) left no checkpoint at "
+            f"{checkpoint}; it ended before its first epoch, or ran on another machine"
+        )
+    return info.run_id, checkpoint
+
+
+def settings_of(run_id: str, config: TrainConfig) -> TrainConfig:
+    """The settings a run was started with, for going on with it.
+
+    Args:
+        run_id: of the run.
+        config: of this command, which may repeat them but not change them.
+
+    Raises:
+        ConfigError: a setting was changed on the command line.
+    """
+    import yaml
+
+    from recsys.tracking.run import load_run
+
+    info = load_run(config.tracking.uri or tracking_uri(), run_id)
+    text = info.artifact("config.yaml").read_text(encoding="utf-8")
+    own = build(TrainConfig, yaml.safe_load(text), lambda key: f" in config.yaml of run {run_id}")
+    given, plain = flat(asdict(config)), flat(asdict(compose("train", TrainConfig)))
+    before = flat(asdict(own))
+    free = {"resume", "result", "tracking.uri"}
+    changed = [
+        f"{key} ({before.get(key)!r} there, {value!r} here)"
+        for key, value in given.items()
+        if key not in free and value != plain.get(key) and value != before.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"resume={run_id} goes on with the settings of that run; leave out {', '.join(changed)}"
+        )
+    return dataclasses.replace(own, resume=config.resume, result=config.result)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings with dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result
+
+
+@dataclass
+class Book:
+    """Passes metrics on to the run and remembers those that are drawn.
+
+    Attributes:
+        tracked: the run.
+        points: (step, value) of every metric seen.
+    """
+
+    tracked: TrackedRun
+    points: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """See `recsys.training.reporting.Reporter`."""
+        for name, value in values.items():
+            self.points.setdefault(name, []).append((step, value))
+        self.tracked.metrics(values, step)
+
+
+def draw_curves(
+    tracked: TrackedRun,
+    book: Book,
+    monitor: str,
+    reference: Mapping[str, float],
+    fitted: Fitted,
+    model: str,
+) -> None:
+    """Loss over steps, the monitored metric over epochs beside the baselines."""
+    from recsys.tracking.figures import loss_curve, metric_curve
+
+    losses = book.points.get("train/loss_step", [])
+    if losses:
+        steps, values = zip(*losses, strict=True)
+        tracked.figure("figures/loss.png", loss_curve(steps, values))
+    curve = book.points.get(monitor, [])
+    if curve:
+        epochs, values = zip(*curve, strict=True)
+        figure = metric_curve(
+            monitor,
+            epochs,
+            values,
+            baselines=reference,
+            best_epoch=fitted.best_epoch,
+            model=model,
+        )
+        tracked.figure("figures/validation.png", figure)
+
+
+if __name__ == "__main__":
+    main("train", TrainConfig, run, __doc__ or "")

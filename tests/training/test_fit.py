@@ -1,0 +1,208 @@
+"""Training learns what is known, chooses well, and resumes to the last digit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recsys.evaluation.metrics import hit_rate
+from recsys.evaluation.ranking import rank
+from recsys.histories.batches import TrainingBatches
+from recsys.histories.questions import leave_one_out
+from recsys.models.next_item.sasrec import SASRec
+from recsys.objectives.full_softmax import full_softmax
+from recsys.testing import planted_log
+from recsys.training.callbacks import TrainingDiverged
+from recsys.training.fit import CheckpointError, Fitted, fit
+from recsys.training.next_item_task import NextItemTask
+from recsys.training.reporting import Silent
+
+
+class Killed(Exception):
+    """Stands for a process that is gone."""
+
+
+class Trial:
+    """A small training whose pieces a test can look at."""
+
+    def __init__(self, folder: Path, width: int = 8, users: int = 60, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.store = planted_log(users)
+        self.split = leave_one_out(self.store)
+        self.model = SASRec(self.store.catalogue_size, 90, width=width, heads=2, dropout=0.2)
+        self.batches = TrainingBatches(self.store, self.split.training_ends, 90, 700, seed=seed)
+        self.checkpoint = folder / "last.ckpt"
+        self.scores: list[float] = []
+        self.steps = 0
+        self.kill_at: int | None = None
+
+    def objective(self, hidden_TD: Tensor, table_VD: Tensor, targets_T: Tensor) -> Tensor:
+        self.steps += 1
+        if self.steps == self.kill_at:
+            raise Killed
+        return full_softmax(hidden_TD, table_VD, targets_T)
+
+    def validate(self, model: nn.Module) -> Mapping[str, float]:
+        ranking = rank(model, self.store, self.split.validation, filter_seen=False, k=5)  # type: ignore[arg-type]
+        score = float((1 / ranking.answers.best).mean())
+        self.scores.append(score)
+        return {"val/score": score}
+
+    def fit(self, epochs: int, resume: Path | None = None, patience: int | None = None) -> Fitted:
+        task = NextItemTask(
+            self.model,
+            self.objective,
+            learning_rate=3e-3,
+            weight_decay=0.01,
+            warmup_steps=5,
+            total_steps=epochs * len(self.batches),
+            schedule="linear",
+        )
+        return fit(
+            task,
+            self.batches,
+            validate=self.validate,
+            monitor="val/score",
+            max_epochs=epochs,
+            patience=patience,
+            validate_every=1,
+            precision="32",
+            checkpoint=self.checkpoint,
+            resume=resume,
+            reporter=Silent(),
+            progress=False,
+            checkpoint_seconds=0.0,  # after every batch
+        )
+
+
+def test_learns_the_planted_log() -> None:
+    torch.manual_seed(0)
+    store = planted_log()
+    split = leave_one_out(store)
+    model = SASRec(store.catalogue_size, 80, width=32, heads=2, layers=2, dropout=0.0)
+    batches = TrainingBatches(store, split.training_ends, 80, 2500, seed=0)
+    task = NextItemTask(
+        model,
+        full_softmax,
+        learning_rate=6e-3,
+        weight_decay=0.0,
+        warmup_steps=10,
+        total_steps=1000,
+        schedule="constant",
+    )
+    optimizer = task.configure_optimizers()["optimizer"]
+    found = 0.0
+    for _ in range(40):
+        for inputs, targets_T in batches:
+            loss = full_softmax(model(inputs), model.item_table(), targets_T)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+        ranking = rank(model, store, split.test, filter_seen=False, k=1)
+        found = float(hit_rate(ranking.answers, 1).mean())
+        if found >= 0.95:
+            break
+    assert found >= 0.95
+
+
+@pytest.mark.parametrize("kill_at", [1, 8, 16, 17, 20], ids=lambda n: f"killed at step {n}")
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, kill_at: int) -> None:
+    whole = Trial(tmp_path)
+    steps_per_epoch = len(whole.batches)
+    assert steps_per_epoch == 8
+    expected = whole.fit(3)
+
+    first = Trial(tmp_path)
+    first.checkpoint = tmp_path / "cut.ckpt"
+    first.kill_at = kill_at
+    with pytest.raises(Killed):
+        first.fit(3)
+    second = Trial(tmp_path, seed=5)  # other weights, other order: all must come from the file
+    second.batches.seed = 0
+    second.checkpoint = first.checkpoint
+    if kill_at == 1:
+        with pytest.raises(CheckpointError, match="there is no checkpoint"):
+            second.fit(3, resume=first.checkpoint)
+        return
+    got = second.fit(3, resume=first.checkpoint)
+    assert second.steps == 3 * steps_per_epoch - (kill_at - 1)
+    assert first.scores + second.scores == whole.scores
+    assert (got.best_epoch, got.best_score) == (expected.best_epoch, expected.best_score)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], value), name
+
+
+def test_same_seed_same_digits(tmp_path: Path) -> None:
+    scores = []
+    for seed in (0, 0, 1):
+        trial = Trial(tmp_path, seed=seed)
+        trial.fit(2)
+        scores.append(trial.scores)
+    assert scores[0] == scores[1] != scores[2]
+
+
+def test_the_best_weights_are_kept_not_the_last(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    kept: list[Tensor] = []
+
+    def validate(model: nn.Module) -> Mapping[str, float]:
+        assert not model.training
+        kept.append(model.item_table().clone())  # type: ignore[operator]
+        return {"val/score": [0.1, 0.5, 0.3, 0.4, 0.6][len(kept) - 1]}
+
+    trial.validate = validate  # type: ignore[method-assign]
+    fitted = trial.fit(5, patience=2)
+    assert (fitted.best_epoch, fitted.best_score, fitted.epochs) == (2, 0.5, 4)
+    assert torch.equal(trial.model.item_table(), kept[1])
+    assert not torch.equal(kept[1], kept[3])
+
+
+def test_a_loss_that_is_no_number_stops_at_once(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    trial.objective = lambda h, table, targets: (h * math.nan).sum()  # type: ignore[method-assign]
+    with pytest.raises(TrainingDiverged, match=r"the loss became nan at step 1: lower trainer"):
+        trial.fit(2)
+    assert not trial.checkpoint.exists()
+
+
+def test_bad_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    trial.fit(1)
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(trial.checkpoint.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"broken\.ckpt is not a whole checkpoint"):
+        Trial(tmp_path).fit(1, resume=broken)
+    with pytest.raises(CheckpointError, match=r"is of another model: .* has shape .* there and"):
+        Trial(tmp_path, width=16).fit(1, resume=trial.checkpoint)
+
+
+def test_checkpoints_hold_nothing_but_tensors_numbers_and_strings(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    trial.fit(1)
+    state = torch.load(trial.checkpoint, weights_only=True)
+    assert {"state_dict", "optimizer_states", "loops", "callbacks"} <= state.keys()
+    assert not list(tmp_path.glob("*.writing"))
+
+
+def test_ctrl_c_stays_ctrl_c_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+
+    def interrupted(model: nn.Module) -> Mapping[str, float]:
+        if trial.scores:
+            raise KeyboardInterrupt
+        return Trial.validate(trial, model)
+
+    trial.validate = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trial.fit(3)
+    assert trial.checkpoint.exists()
+    other = Trial(tmp_path)
+    other.fit(3, resume=trial.checkpoint)
+    whole = Trial(tmp_path)
+    whole.fit(3)
+    assert trial.scores + other.scores == whole.scores
