@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.evaluation.metrics import METRICS, RankedAnswers, metric_table
@@ -42,6 +42,7 @@ def slow(name: str, ranks: list[int], k: int) -> float:
     return sum(gain * sum(gains[: i + 1]) / (i + 1) for i, gain in enumerate(gains)) / R
 
 
+@settings(deadline=None)
 @given(ranks_of_questions, cut_offs)
 def test_equal_to_the_definitions_one_by_one(questions, k):
     for name, metric in METRICS.items():
@@ -49,6 +50,7 @@ def test_equal_to_the_definitions_one_by_one(questions, k):
         np.testing.assert_allclose(metric(ranked(questions), k), expected, rtol=1e-12)
 
 
+@settings(deadline=None)
 @given(ranks_of_questions, cut_offs)
 def test_within_zero_and_one(questions, k):
     for name, values in metric_table(ranked(questions), [k]).items():
@@ -56,6 +58,7 @@ def test_within_zero_and_one(questions, k):
         assert len(values) == len(questions)
 
 
+@settings(deadline=None)
 @given(ranks_of_questions, cut_offs)
 def test_never_falls_with_k(questions, k):
     for name in ("hr", "mrr", "recall", "map"):
@@ -65,6 +68,7 @@ def test_never_falls_with_k(questions, k):
     assert np.all(METRICS["ndcg"](alone, k) <= METRICS["ndcg"](alone, k + 1))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), cut_offs)
 def test_a_perfect_ranking_is_the_best(answers, k):
     values = metric_table(ranked([list(range(1, answers + 1))]), [k])
@@ -75,6 +79,7 @@ def test_a_perfect_ranking_is_the_best(answers, k):
         assert values[f"{name}_{k}"] == min(answers, k) / answers, name
 
 
+@settings(deadline=None)
 @given(ranks_of_questions, cut_offs, st.randoms(use_true_random=False))
 def test_order_of_questions_and_answers_changes_nothing(questions, k, random):
     order = list(range(len(questions)))
@@ -85,6 +90,7 @@ def test_order_of_questions_and_answers_changes_nothing(questions, k, random):
         assert after[name].tolist() == values[order].tolist(), name
 
 
+@settings(deadline=None)
 @given(ranks_of_questions, cut_offs)
 def test_a_better_rank_is_never_worse(questions, k):
     promoted = [ranks.copy() for ranks in questions]

@@ -312,9 +312,9 @@ def test_tuning_tries_the_grids_and_keeps_the_best():
     assert {trial.parameters["newest"] for trial in tuned[2].trials} == {1, 2, 3, 5, 10, 20, None}
     for found in tuned:
         mean = judge(found.model).mean()
-        assert mean == pytest.approx(found.judgement.mean())
+        assert mean == pytest.approx(found.score)
         assert found.model.parameters in [t.parameters for t in found.trials if t.score == mean]
-    popularity, markov, knn, ease = (found.judgement.mean() for found in tuned)
+    popularity, markov, knn, ease = (found.score for found in tuned)
     assert popularity == max(trial.score for trial in tuned[0].trials)
     assert ease == max(trial.score for trial in tuned[3].trials)
     assert min(markov, knn, ease) > 2 * popularity
