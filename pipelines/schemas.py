@@ -104,6 +104,8 @@ class SASRecConfig:
     heads: int
     layers: int
     dropout: float
+    attention_dropout: float
+    embedding_scale: float | None
     feedforward: int
     activation: Literal["relu", "gelu"]
     norm: Literal["pre", "post"]

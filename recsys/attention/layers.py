@@ -64,12 +64,13 @@ class AttentionLayer(nn.Module):
         causal: bool = True,
         norm: Norm = "pre",
         activation: Literal["relu", "gelu"] = "relu",
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if norm not in ("pre", "post"):
             raise ValueError(f"norm must be 'pre' or 'post', not {norm!r}")
         self.pre = norm == "pre"
-        self.attention = MultiHeadSelfAttention(width, heads, combine, causal)
+        self.attention = MultiHeadSelfAttention(width, heads, combine, causal, attention_dropout)
         self.feed_forward = FeedForward(width, hidden, dropout, activation)
         self.attention_norm = nn.LayerNorm(width)
         self.feed_forward_norm = nn.LayerNorm(width)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.attention import kernels, masks
+from recsys.attention.dropout import Dropout
 from recsys.batch import HistoryBatch
 
 Heads = Literal["concatenate", "average"]
@@ -29,13 +30,19 @@ class MultiHeadSelfAttention(nn.Module):
         heads: H, must divide D.
         combine: "concatenate" or "average".
         causal: an event sees no later event; else every event sees every valid one.
+        dropout: rate on the attention weights in training.
 
     Raises:
         ValueError: width not divisible by heads, or an unknown way to combine.
     """
 
     def __init__(
-        self, width: int, heads: int, combine: Heads = "concatenate", causal: bool = True
+        self,
+        width: int,
+        heads: int,
+        combine: Heads = "concatenate",
+        causal: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if heads < 1 or width % heads:
@@ -54,6 +61,7 @@ class MultiHeadSelfAttention(nn.Module):
         self.query_key = nn.Linear(width, 2 * width)
         self.value = nn.Linear(width, heads * self.value_width)
         self.project = nn.Linear(width, width)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor, weights: list[Tensor] | None = None
@@ -64,7 +72,8 @@ class MultiHeadSelfAttention(nn.Module):
             x_TD: the packed events.
             batch: whose events they are.
             packed_T: `batch.packed_T`.
-            weights: when a list, the reference path runs and appends its weights [B, H, L, L].
+            weights: when a list, the reference path runs, without dropout, and appends its
+                weights [B, H, L, L].
 
         Returns:
             [T, D].
@@ -80,7 +89,9 @@ class MultiHeadSelfAttention(nn.Module):
         # Right padding: under a causal mask a real event never sees padding, so no key mask.
         mask = None if self.causal else masks.valid(batch.valid_BL)
         if weights is None:
-            out_BHLE = kernels.fused(q_BHLE, k_BHLE, v_BHLE, causal=self.causal, mask=mask)
+            out_BHLE = kernels.fused(
+                q_BHLE, k_BHLE, v_BHLE, causal=self.causal, mask=mask, dropout=self.dropout
+            )
         else:
             out_BHLE, weights_BHLL = kernels.reference(
                 q_BHLE, k_BHLE, v_BHLE, causal=self.causal, mask=mask

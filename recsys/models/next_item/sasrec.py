@@ -13,11 +13,10 @@ Deviations from the paper:
   queries only), unless norm="post".
 * Heads are projected after concatenation, as in the Transformer; the authors' code adds them up
   without a projection.
-* No dropout on attention weights: the fused kernels have none on CPUs.
 * Histories are padded on the right and positions counted from the newest event, which is the same
   count as left padding with absolute positions, without padding ever being attended to.
-* The item embedding is not multiplied by √D unless `scale_embedding` (initialised at the scale
-  that makes both equal in the first step).
+* The item embedding is multiplied by `embedding_scale` (the paper's code: √D), and by nothing
+  when it is 1.
 """
 
 from __future__ import annotations
@@ -44,6 +43,8 @@ class SASRec(nn.Module):
         heads: H, must divide D.
         layers: number of attention layers.
         dropout: on embeddings, attention output and feed-forward.
+        attention_dropout: on the attention weights.
+        embedding_scale: factor on the item embeddings where they enter; None: √D, as the paper.
         feedforward: width inside the feed-forward, as a multiple of D (the paper: 1).
         activation: of the feed-forward.
         norm: "pre" or "post".
@@ -64,6 +65,8 @@ class SASRec(nn.Module):
         heads: int = 1,
         layers: int = 2,
         dropout: float = 0.2,
+        attention_dropout: float = 0.0,
+        embedding_scale: float | None = None,
         feedforward: int = 1,
         activation: Literal["relu", "gelu"] = "relu",
         norm: Norm = "pre",
@@ -77,6 +80,7 @@ class SASRec(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         self.max_length = max_length
+        self.embedding_scale = width**0.5 if embedding_scale is None else embedding_scale
         self.items = nn.Embedding(catalogue_size, width, padding_idx=0)
         self.positions = LearnedPositions(max_length, width)
         self.dropout = Dropout(dropout)
@@ -91,6 +95,7 @@ class SASRec(nn.Module):
                     combine=combine_heads,
                     norm=norm,
                     activation=activation,
+                    attention_dropout=attention_dropout,
                 )
                 for _ in range(groups)
             ],
@@ -120,7 +125,8 @@ class SASRec(nn.Module):
             [T, D], in the order of `batch.packed_T`.
         """
         packed_T = batch.packed_T
-        x_TD = self.items(batch.items_BL.flatten()[packed_T]) + self.positions(batch, packed_T)
+        x_TD = self.items(batch.items_BL.flatten()[packed_T]) * self.embedding_scale
+        x_TD = x_TD + self.positions(batch, packed_T)
         x_TD = self.layers(self.dropout(x_TD), batch, packed_T, weights)
         hidden_TD: Tensor = self.final_norm(x_TD)
         return hidden_TD
