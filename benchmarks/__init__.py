@@ -1,0 +1,1 @@
+"""Speed and quality, each a script that anyone can rerun: `python -m benchmarks.NAME`."""

@@ -1,0 +1,173 @@
+r"""Test quality of the shipped recipes, mean of three seeds, beside tuned baselines.
+
+    python -m benchmarks.quality                      # publishers' data
+    python -m benchmarks.quality --data DIR           # the canonical tables in DIR
+    python -m benchmarks.quality --only beauty --seeds 1 2 3 --set split.validation_users=all
+
+Each seed is one run of `python -m pipelines.train` in a process of its own, as a user would start
+it, tracked like any other run. Prints a table per recipe and writes it, with hardware, versions and
+settings, to `benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+RECIPES = {
+    "ml100k": ("sasrec_ml100k", "ml100k.parquet"),
+    "ml1m": ("sasrec_ml1m", "ml1m.parquet"),
+    "beauty": ("sasrec_beauty", "amazon_beauty_s3rec.parquet"),
+}
+RESULTS = Path(__file__).parent / "results"
+SHOWN = ("hr_10", "ndcg_10", "mrr_10", "coverage_10")
+
+
+def main() -> None:
+    """Runs, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser.add_argument("--data", type=Path, help="folder with the canonical tables")
+    parser.add_argument("--only", nargs="+", choices=sorted(RECIPES), default=list(RECIPES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more settings")
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        recipe, file = RECIPES[name]
+        settings = [f"experiment={recipe}", *arguments.set]
+        if arguments.data:
+            path = arguments.data / file
+            if not path.is_file():
+                sys.exit(f"there is no {path}")
+            settings.append(f"data.path={path.resolve()}")
+        runs = [train(settings, seed) for seed in arguments.seeds]
+        report = summary(name, recipe, arguments.seeds, arguments.set, runs)
+        print(render(report), flush=True)
+        write(report)
+
+
+RAW = argparse.RawDescriptionHelpFormatter
+
+
+def train(settings: list[str], seed: int) -> dict[str, Any]:
+    """One run; its result file, with the wall-clock seconds of the whole command added."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        command = [sys.executable, "-m", "pipelines.train", *settings, f"seed={seed}"]
+        print("+", *command[1:], flush=True)
+        started = time.perf_counter()
+        done = subprocess.run([*command, f"result={result}"], check=False)
+        if done.returncode:
+            sys.exit(f"seed {seed} ended with code {done.returncode}")
+        table: dict[str, Any] = json.loads(result.read_text())
+        return {"seed": seed, "command_seconds": round(time.perf_counter() - started, 1), **table}
+
+
+def summary(
+    name: str, recipe: str, seeds: list[int], more: list[str], runs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Means over the seeds, the spread, and everything needed to read them."""
+    models = [row["model"] for row in runs[0]["rows"]]
+    rows = []
+    for i, model in enumerate(models):
+        values: dict[str, list[float]] = {}
+        for run in runs:
+            for metric, value in run["rows"][i]["metrics"].items():
+                values.setdefault(metric, []).append(value)
+        rows.append(
+            {
+                "model": model,
+                "mean": {metric: mean(v) for metric, v in values.items()},
+                "seeds": values,
+            }
+        )
+    return {
+        "benchmark": "quality",
+        "name": name,
+        "recipe": recipe,
+        "settings": more,
+        "seeds": seeds,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "machine": platform.machine()},
+        "versions": {
+            package: version(package)
+            for package in ("torch", "pytorch-lightning", "polars", "numpy", "mlflow")
+        },
+        "python": platform.python_version(),
+        "commit": commit(),
+        "seconds": [run["command_seconds"] for run in runs],
+        "peak_memory_gb": [run["peak_memory_gb"] for run in runs],
+        "rows": rows,
+    }
+
+
+def render(report: dict[str, Any]) -> str:
+    """The table for the terminal and the README."""
+    first = report["rows"][0]["mean"]
+    protocol = next(iter(first)).rpartition("/")[0]
+    seeds = len(report["seeds"])
+    questions = int(first[f"{protocol}/questions"])
+    lines = [
+        f"{report['recipe']} {' '.join(report['settings'])} · {protocol} · {questions:,} questions"
+        f" · mean of {seeds} seed{'s' * (seeds > 1)}"
+        f" · {mean(report['seconds']):.0f} s a seed, {max(report['peak_memory_gb']):.1f} GB",
+        "",
+        "| model | HR@10 | NDCG@10 | MRR@10 | coverage@10 |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for row in report["rows"]:
+        cells = []
+        for metric in SHOWN:
+            values = row["seeds"][f"{protocol}/{metric}"]
+            spread = f" ({min(values):.4f}–{max(values):.4f})" if max(values) > min(values) else ""
+            cells.append(f"{mean(values):.4f}{spread if metric in ('hr_10', 'ndcg_10') else ''}")
+        lines.append(f"| {row['model']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(report: dict[str, Any]) -> None:
+    """`results/DATE_quality_NAME.json`."""
+    RESULTS.mkdir(exist_ok=True)
+    stamp = re.sub(r"[^0-9T]", "", report["date"].partition("+")[0])
+    file = RESULTS / f"{stamp}_quality_{report['name']}.json"
+    file.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {file}\n", flush=True)
+
+
+def cpu_name() -> str:
+    """The processor, as the system calls it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"model name\s*: (.*)", cpuinfo.read_text())
+        if found:
+            return found.group(1)
+    return platform.processor()
+
+
+def commit() -> str:
+    """Of the checkout, with '+' where it has changes; 'none' outside one."""
+    where = Path(__file__).parent
+    head = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=where, capture_output=True, text=True
+    )
+    if head.returncode:
+        return "none"
+    status = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=where, capture_output=True, text=True
+    )
+    return head.stdout.strip() + ("+" if status.stdout.strip() else "")
+
+
+if __name__ == "__main__":
+    main()
