@@ -61,6 +61,11 @@ class Tuned:
     judgement: np.ndarray
     trials: list[Trial]
 
+    @property
+    def score(self) -> float:
+        """Mean of the judgement."""
+        return float(self.judgement.mean())
+
 
 Judge = Callable[[Baseline], np.ndarray]
 
