@@ -12,11 +12,11 @@ from recsys.logs.cleaning import Cleaning, clean, k_core
 from recsys.logs.errors import LogError
 
 row = st.tuples(
-    st.integers(0, 5),  # user
-    st.integers(0, 5),  # item
-    st.integers(0, 9),  # time
-    st.sampled_from([None, 1.0, 3.0, 5.0]),
-    st.sampled_from([None, 0, 1]),
+    st.integers(0, 3),  # user
+    st.integers(0, 3),  # item
+    st.integers(0, 5),  # time
+    st.sampled_from([5.0, 2.0, 1.0, None]),
+    st.sampled_from([1, 0, None]),
 )
 rows = st.lists(row, min_size=1, max_size=60)
 cleanings = st.builds(
@@ -27,8 +27,8 @@ cleanings = st.builds(
     minimum_rating=st.sampled_from([None, 2.0]),
     positive_only=st.booleans(),
     drop_consecutive_repeats=st.booleans(),
-    time_from=st.sampled_from([None, "1970-01-01T00:00:00.000002"]),
-    time_until=st.sampled_from([None, "1970-01-01T00:00:00.000008"]),
+    time_from=st.sampled_from([None, "1970-01-01T00:00:00.000001"]),
+    time_until=st.sampled_from([None, "1970-01-01T00:00:00.000004"]),
 )
 
 
@@ -90,7 +90,7 @@ def plain_clean(data, cleaning):
     return data
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=300)
 @given(rows, cleanings)
 def test_clean_equals_the_plain_program_and_counts_every_row(data, cleaning):
     expected = plain_clean(data, cleaning)

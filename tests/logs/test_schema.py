@@ -97,6 +97,8 @@ def test_numbers_outside_the_calendar_are_no_times():
     ]
     floats = pl.Series([float("nan"), float("inf"), 1.5])
     assert numbers_to_micros(floats, "s", False).to_list() == [None, None, 1_500_000]
+    micros = list(range(-500, 500))
+    assert numbers_to_micros(pl.Series([m / 1e6 for m in micros]), "s", False).to_list() == micros
 
 
 def test_a_moment_in_a_setting():
