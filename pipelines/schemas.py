@@ -108,7 +108,8 @@ class SASRecConfig:
     embedding_scale: float | None
     feedforward: int
     activation: Literal["relu", "gelu"]
-    norm: Literal["pre", "post"]
+    norm: Literal["input", "pre", "post"]
+    positions: Literal["newest", "oldest"]
     combine_heads: Literal["concatenate", "average"]
     parameter_groups: int | None
     tied_output: bool

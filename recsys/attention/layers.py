@@ -13,7 +13,7 @@ from recsys.attention.dropout import Dropout
 from recsys.attention.multi_head import Heads, MultiHeadSelfAttention
 from recsys.batch import HistoryBatch
 
-Norm = Literal["pre", "post"]
+Norm = Literal["input", "pre", "post"]
 
 
 class FeedForward(nn.Module):
@@ -49,6 +49,9 @@ class FeedForward(nn.Module):
 class AttentionLayer(nn.Module):
     """Self-attention, then feed-forward, each with a residual path, dropout and layer norm.
 
+    * input: ``n + f(n)`` with ``n = norm(x)``; attention takes its queries from n, its keys and
+      values from x. The form of SASRec's authors: what is passed on keeps the scale of the norm, so
+      that small embeddings are not drowned by the first attention output.
     * pre: ``x + f(norm(x))``, stable when deep.
     * post: ``norm(x + f(x))``, the original Transformer.
     """
@@ -62,14 +65,14 @@ class AttentionLayer(nn.Module):
         *,
         combine: Heads = "concatenate",
         causal: bool = True,
-        norm: Norm = "pre",
+        norm: Norm = "input",
         activation: Literal["relu", "gelu"] = "relu",
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if norm not in ("pre", "post"):
-            raise ValueError(f"norm must be 'pre' or 'post', not {norm!r}")
-        self.pre = norm == "pre"
+        if norm not in ("input", "pre", "post"):
+            raise ValueError(f"norm must be 'input', 'pre' or 'post', not {norm!r}")
+        self.norm = norm
         self.attention = MultiHeadSelfAttention(width, heads, combine, causal, attention_dropout)
         self.feed_forward = FeedForward(width, hidden, dropout, activation)
         self.attention_norm = nn.LayerNorm(width)
@@ -80,15 +83,19 @@ class AttentionLayer(nn.Module):
         self, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor, weights: list[Tensor] | None = None
     ) -> Tensor:
         """[T, D] to [T, D]; appends the attention weights to `weights` when it is a list."""
-        if self.pre:
-            attended_TD = self.attention(self.attention_norm(x_TD), batch, packed_T, weights)
-            x_TD = x_TD + self.dropout(attended_TD)
-            out_TD: Tensor = x_TD + self.dropout(self.feed_forward(self.feed_forward_norm(x_TD)))
-            return out_TD
-        attended_TD = self.attention(x_TD, batch, packed_T, weights)
-        x_TD = self.attention_norm(x_TD + self.dropout(attended_TD))
-        out_TD = self.feed_forward_norm(x_TD + self.dropout(self.feed_forward(x_TD)))
-        return out_TD
+        attend, forward, drop = self.attention, self.feed_forward, self.dropout
+        if self.norm == "input":
+            n_TD = self.attention_norm(x_TD)
+            n_TD = self.feed_forward_norm(n_TD + drop(attend(n_TD, x_TD, batch, packed_T, weights)))
+            x_TD = n_TD + drop(forward(n_TD))
+        elif self.norm == "pre":
+            n_TD = self.attention_norm(x_TD)
+            x_TD = x_TD + drop(attend(n_TD, n_TD, batch, packed_T, weights))
+            x_TD = x_TD + drop(forward(self.feed_forward_norm(x_TD)))
+        else:
+            x_TD = self.attention_norm(x_TD + drop(attend(x_TD, x_TD, batch, packed_T, weights)))
+            x_TD = self.feed_forward_norm(x_TD + drop(forward(x_TD)))
+        return x_TD
 
 
 class LayerStack(nn.Module):

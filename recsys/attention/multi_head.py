@@ -58,18 +58,25 @@ class MultiHeadSelfAttention(nn.Module):
         self.causal = causal
         self.value_width = width if combine == "average" else width // heads
         self.combine = combine
-        self.query_key = nn.Linear(width, 2 * width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, heads * self.value_width)
         self.project = nn.Linear(width, width)
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor, weights: list[Tensor] | None = None
+        self,
+        queries_TD: Tensor,
+        x_TD: Tensor,
+        batch: HistoryBatch,
+        packed_T: Tensor,
+        weights: list[Tensor] | None = None,
     ) -> Tensor:
         """Attend.
 
         Args:
-            x_TD: the packed events.
+            queries_TD: the packed events as they ask.
+            x_TD: the packed events as they answer: keys and values come from here.
             batch: whose events they are.
             packed_T: `batch.packed_T`.
             weights: when a list, the reference path runs, without dropout, and appends its
@@ -80,11 +87,11 @@ class MultiHeadSelfAttention(nn.Module):
         """
         B, L = batch.items_BL.shape
         H, D = self.heads, x_TD.shape[1]
-        qkv_TF = torch.cat([self.query_key(x_TD), self.value(x_TD)], 1)
+        qkv_TF = torch.cat([self.query(queries_TD), self.key(x_TD), self.value(x_TD)], 1)
         qkv_BLF = qkv_TF.new_zeros(B * L, qkv_TF.shape[1]).index_copy(0, packed_T, qkv_TF)
-        q_BLD, k_BLD, v_BLX = qkv_BLF.view(B, L, -1).split([D, D, H * self.value_width], -1)
         q_BHLE, k_BHLE, v_BHLE = (
-            part.unflatten(-1, (H, -1)).transpose(1, 2) for part in (q_BLD, k_BLD, v_BLX)
+            part.unflatten(-1, (H, -1)).transpose(1, 2)
+            for part in qkv_BLF.view(B, L, -1).split([D, D, H * self.value_width], -1)
         )
         # Right padding: under a causal mask a real event never sees padding, so no key mask.
         mask = None if self.causal else masks.valid(batch.valid_BL)

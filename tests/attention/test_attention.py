@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recsys.attention import kernels, masks
+from recsys.attention.dropout import Dropout
 from recsys.attention.multi_head import MultiHeadSelfAttention
 from recsys.testing import batch_of
 
@@ -22,13 +24,16 @@ def random_qkv(seed: int, value_width: int = 4) -> list[Tensor]:
 VALID = batch_of([[1] * 7, [1] * 3, []]).valid_BL
 
 
+@pytest.mark.parametrize("kernel", [kernels.flash, kernels.products, kernels.fused])
 @pytest.mark.parametrize("value_width", [4, 8])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("mask", [None, masks.valid(VALID)], ids=["no mask", "valid"])
-def test_fused_equals_reference(causal: bool, mask: Tensor | None, value_width: int) -> None:
+def test_every_kernel_equals_the_reference(
+    kernel: Callable[..., Tensor], causal: bool, mask: Tensor | None, value_width: int
+) -> None:
     q, k, v = random_qkv(0, value_width)
-    out, weights = kernels.reference(q, k, v, causal=causal, mask=mask)
-    fused = kernels.fused(q, k, v, causal=causal, mask=mask)
+    out, _ = kernels.reference(q, k, v, causal=causal, mask=mask)
+    fused = kernel(q, k, v, causal=causal, mask=mask)
     torch.testing.assert_close(fused, out)
     direction = torch.randn_like(out)
     expected = torch.autograd.grad((out * direction).sum(), [q, k, v])
@@ -64,10 +69,34 @@ def test_the_fused_kernel_is_really_taken(monkeypatch: pytest.MonkeyPatch) -> No
         return real(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    attention(x_TD, batch, batch.packed_T)
+    attention(x_TD, x_TD, batch, batch.packed_T)
     assert calls == ["fused"]
-    attention(x_TD, batch, batch.packed_T, weights=[])
+    attention(x_TD, x_TD, batch, batch.packed_T, weights=[])
     assert calls == ["fused"]
+
+
+def test_which_kernel_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    for name in ("flash", "products"):
+        monkeypatch.setattr(kernels, name, lambda *_, name=name, **__: taken.append(name))
+    q, k, v = random_qkv(0)
+    drop = Dropout(0.5)
+    kernels.fused(q, k, v, causal=True)
+    kernels.fused(q.bfloat16(), k.bfloat16(), v.bfloat16(), causal=True)
+    kernels.fused(q, k, v, causal=True, dropout=drop)
+    kernels.fused(q, k, v, causal=True, dropout=drop.eval())
+    long = torch.zeros(1, 1, kernels.SHORT + 1, 4, dtype=torch.bfloat16)
+    kernels.fused(long, long, long, causal=True)
+    assert taken == ["flash", "products", "products", "flash", "flash"]
+
+
+def test_dropout_drops_weights() -> None:
+    q, k, _ = random_qkv(6)
+    ones = torch.ones(3, 2, 7, 1)
+    torch.manual_seed(0)
+    out = kernels.products(q, k, ones, causal=True, dropout=Dropout(0.5))
+    assert (out - 1).abs().max() > 0.1
+    torch.testing.assert_close(kernels.products(q, k, ones, causal=True), torch.ones_like(out))
 
 
 def test_flash_is_the_kernel_behind_causal_attention() -> None:
@@ -75,7 +104,7 @@ def test_flash_is_the_kernel_behind_causal_attention() -> None:
 
     q, k, v = random_qkv(3)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises when flash cannot take it
-        kernels.fused(q, k, v, causal=True)
+        kernels.flash(q, k, v, causal=True)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -89,12 +118,12 @@ def test_output_is_rebuilt_from_the_weights_of_each_head(
     batch = batch_of([[1, 2, 3, 4, 5]])
     x_TD = torch.randn(5, D)
     weights: list[Tensor] = []
-    out_TD = attention(x_TD, batch, batch.packed_T, weights)
+    out_TD = attention(x_TD, x_TD, batch, batch.packed_T, weights)
     values_THX = attention.value(x_TD).unflatten(1, (H, -1))
     heads = [weights[0][0, h] @ values_THX[:, h] for h in range(H)]
     mixed = torch.cat(heads, 1) if combine == "concatenate" else torch.stack(heads).mean(0)
     torch.testing.assert_close(out_TD, attention.project(mixed))
-    torch.testing.assert_close(out_TD, attention(x_TD, batch, batch.packed_T))
+    torch.testing.assert_close(out_TD, attention(x_TD, x_TD, batch, batch.packed_T))
 
 
 @torch.no_grad()
@@ -104,9 +133,9 @@ def test_heads_are_independent() -> None:
     batch = batch_of([[1, 2, 3, 4, 5]])
     x_TD = torch.randn(5, 8)
     before: list[Tensor] = []
-    attention(x_TD, batch, batch.packed_T, before)
-    attention.query_key.weight[:4] += 1.0  # queries of head 0
+    attention(x_TD, x_TD, batch, batch.packed_T, before)
+    attention.query.weight[:4] += 1.0  # queries of head 0
     after: list[Tensor] = []
-    attention(x_TD, batch, batch.packed_T, after)
+    attention(x_TD, x_TD, batch, batch.packed_T, after)
     assert not torch.allclose(before[0][:, 0], after[0][:, 0])
     assert torch.equal(before[0][:, 1], after[0][:, 1])

@@ -11,6 +11,8 @@ from recsys.testing import NextItemLaws, batch_of
 
 
 class TestSASRec(NextItemLaws):
+    prefix_invariant = True  # positions count from the oldest event
+
     def build(self, catalogue_size: int, max_length: int) -> nn.Module:
         return SASRec(catalogue_size, max_length, width=16, heads=2, layers=2, dropout=0.3)
 
@@ -27,10 +29,19 @@ class TestSASRecOtherOptions(NextItemLaws):
             feedforward=4,
             activation="gelu",
             norm="post",
+            positions="newest",
+            attention_dropout=0.2,
             combine_heads="average",
             parameter_groups=1,
             tied_output=False,
         )
+
+
+class TestSASRecPreNorm(NextItemLaws):
+    prefix_invariant = True
+
+    def build(self, catalogue_size: int, max_length: int) -> nn.Module:
+        return SASRec(catalogue_size, max_length, width=8, norm="pre", parameter_groups=1, layers=2)
 
 
 def parameters(**options: object) -> int:
@@ -69,7 +80,7 @@ def test_tied_table_is_the_input_table() -> None:
     ("options", "words"),
     [
         ({"width": 10, "heads": 4}, "width 10 is not divisible by heads 4; .* is 5"),
-        ({"norm": "between"}, "norm must be 'pre' or 'post', not 'between'"),
+        ({"norm": "between"}, "norm must be 'input', 'pre' or 'post', not 'between'"),
         ({"combine_heads": "sum"}, "'concatenate' or 'average', not 'sum'"),
         ({"activation": "selu"}, "'relu' or 'gelu', not 'selu'"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), not 1.0"),

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from recsys.evaluation.metrics import hit_rate
 from recsys.evaluation.ranking import rank
 from recsys.histories.batches import TrainingBatches
 from recsys.histories.questions import leave_one_out
@@ -78,36 +77,6 @@ class Trial:
             progress=False,
             checkpoint_seconds=0.0,  # after every batch
         )
-
-
-def test_learns_the_planted_log() -> None:
-    torch.manual_seed(0)
-    store = planted_log()
-    split = leave_one_out(store)
-    model = SASRec(store.catalogue_size, 80, width=32, heads=2, layers=2, dropout=0.0)
-    batches = TrainingBatches(store, split.training_ends, 80, 2500, seed=0)
-    task = NextItemTask(
-        model,
-        full_softmax,
-        learning_rate=6e-3,
-        weight_decay=0.0,
-        warmup_steps=10,
-        total_steps=1000,
-        schedule="constant",
-    )
-    optimizer = task.configure_optimizers()["optimizer"]
-    found = 0.0
-    for _ in range(40):
-        for inputs, targets_T in batches:
-            loss = full_softmax(model(inputs), model.item_table(), targets_T)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-        ranking = rank(model, store, split.test, filter_seen=False, k=1)
-        found = float(hit_rate(ranking.answers, 1).mean())
-        if found >= 0.95:
-            break
-    assert found >= 0.95
 
 
 @pytest.mark.parametrize("kill_at", [1, 8, 16, 17, 20], ids=lambda n: f"killed at step {n}")

@@ -9,12 +9,11 @@ Deviations from the paper:
 
 * Trained by any objective of `recsys.objectives`, by default the exact softmax over the catalogue
   in place of one sampled negative (which is worth a third of the NDCG, arXiv 2309.07602).
-* Queries, keys and values all come from the normalised input (the authors' code normalises the
-  queries only), unless norm="post".
 * Heads are projected after concatenation, as in the Transformer; the authors' code adds them up
   without a projection.
-* Histories are padded on the right and positions counted from the newest event, which is the same
-  count as left padding with absolute positions, without padding ever being attended to.
+* Histories are padded on the right, so padding is never attended to. Positions count from the
+  oldest event in view; the authors pad on the left, which counts from the newest
+  (positions="newest").
 * The item embedding is multiplied by `embedding_scale` (the paper's code: √D), and by nothing
   when it is 1.
 """
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from recsys.attention.dropout import Dropout
 from recsys.attention.layers import AttentionLayer, LayerStack, Norm
 from recsys.attention.multi_head import Heads
-from recsys.attention.positions import LearnedPositions
+from recsys.attention.positions import CountFrom, LearnedPositions
 from recsys.batch import HistoryBatch
 
 
@@ -47,7 +46,8 @@ class SASRec(nn.Module):
         embedding_scale: factor on the item embeddings where they enter; None: √D, as the paper.
         feedforward: width inside the feed-forward, as a multiple of D (the paper: 1).
         activation: of the feed-forward.
-        norm: "pre" or "post".
+        norm: "input" (the authors' form), "pre" or "post"; see `AttentionLayer`.
+        positions: counted from "newest" or "oldest"; see `LearnedPositions`.
         combine_heads: "concatenate" or "average".
         parameter_groups: how many of the layers have parameters of their own; None: all.
         tied_output: score with the input item table; else with a table of its own.
@@ -69,7 +69,8 @@ class SASRec(nn.Module):
         embedding_scale: float | None = None,
         feedforward: int = 1,
         activation: Literal["relu", "gelu"] = "relu",
-        norm: Norm = "pre",
+        norm: Norm = "input",
+        positions: CountFrom = "oldest",
         combine_heads: Heads = "concatenate",
         parameter_groups: int | None = None,
         tied_output: bool = True,
@@ -82,7 +83,7 @@ class SASRec(nn.Module):
         self.max_length = max_length
         self.embedding_scale = width**0.5 if embedding_scale is None else embedding_scale
         self.items = nn.Embedding(catalogue_size, width, padding_idx=0)
-        self.positions = LearnedPositions(max_length, width)
+        self.positions = LearnedPositions(max_length, width, positions)
         self.dropout = Dropout(dropout)
         groups = layers if parameter_groups is None else parameter_groups
         self.layers = LayerStack(
