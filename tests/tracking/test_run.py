@@ -367,12 +367,15 @@ def test_resuming_continues_the_metrics(start: Start) -> None:
     }
 
 
-def test_a_different_value_at_the_same_step_is_kept(start: Start) -> None:
+def test_a_different_value_is_kept_the_same_data_set_once(start: Start) -> None:
     with start() as run:
         run.metrics({"train/loss": 1.0}, 0)
+        run.dataset("ml_100k", "feed" * 16, {"events": 5}, "somewhere")
     with start(run_id=run.run_id) as again:
         again.metrics({"train/loss": 2.0}, 0)
+        again.dataset("ml_100k", "feed" * 16, {"events": 5}, "somewhere")
     assert history(again, "train/loss") == [(0, 1.0), (0, 2.0)]
+    assert len(again._client.get_run(run.run_id).inputs.dataset_inputs) == 1
 
 
 # -- finding it
