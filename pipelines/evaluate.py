@@ -59,7 +59,7 @@ def run(config: EvaluateConfig) -> None:
         raise ModelError(
             f"run {info.run_id} ('{info.name}') was trained on other items than this store of "
             f"'{data.name}' holds ({described['arguments']['catalogue_size'] - 1:,} there, "
-            f"{store.catalogue_size - 1:,} here): a model can only be judged on the items it knows; "
+            f"{store.catalogue_size - 1:,} here): a model can only be judged on items it knows; "
             "leave out data= to take the run's own"
         )
     model, _ = load_model(folder)

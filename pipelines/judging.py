@@ -70,7 +70,9 @@ class Judge:
     @property
     def legend(self) -> str:
         """The protocol in words."""
-        seen = "items already in the history left out" if self.filter_seen else "all items, seen too"
+        seen = (
+            "items already in the history left out" if self.filter_seen else "all items, seen too"
+        )
         return f"leave-one-out: each user's last event; whole catalogue ranked, {seen}"
 
     def name(self, stage: str, metric: str) -> str:
@@ -119,7 +121,7 @@ def check_evaluation(evaluation: EvaluationConfig, monitor: str | None = None) -
 
     if not evaluation.ks or min(evaluation.ks) < 1:
         raise ValueError(
-            f"evaluation.ks must hold cut-offs of at least 1, such as [5,10,20], not {evaluation.ks}"
+            f"evaluation.ks must hold cut-offs from 1, such as [5,10,20], not {evaluation.ks}"
         )
     if monitor is None:
         return

@@ -15,7 +15,6 @@ goes on from it, to the same digits as without the interruption.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -43,7 +42,6 @@ from pipelines.schemas import ModelConfig, TrainConfig
 if TYPE_CHECKING:
     from torch import nn
 
-    from recsys.histories.store import HistoryStore
     from recsys.tracking.run import TrackedRun
     from recsys.training.fit import Fitted
 
@@ -71,8 +69,8 @@ def run(config: TrainConfig) -> None:
     judge = Judge(store, split, config.evaluation, filter_seen)
     say(
         f"{config.data.name}: {store.events:,} events, {store.users:,} users, "
-        f"{store.catalogue_size - 1:,} items; {split.counts['training_events']:,} events to train on, "
-        f"{len(split.validation):,} validation and {len(split.test):,} test questions"
+        f"{store.catalogue_size - 1:,} items; {split.counts['training_events']:,} events to train "
+        f"on, {len(split.validation):,} validation and {len(split.test):,} test questions"
     )
 
     from recsys.tracking.run import TrackedRun, environment_tags
@@ -130,9 +128,7 @@ def train_and_judge(
         if config.evaluation.baselines
         else []
     )
-    reference = {
-        model.name: judge.score(model, "val", config.trainer.monitor) for model in beside
-    }
+    reference = {model.name: judge.score(model, "val", config.trainer.monitor) for model in beside}
     model = make_model(config.model, store.catalogue_size, config.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"{MODEL_NAMES[config.model.name]}: {parameters:,} parameters")

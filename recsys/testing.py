@@ -11,6 +11,7 @@ Public: one's own models are tested with it too.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,10 +77,10 @@ class NextItemLaws:
         """A model of the given sizes."""
         raise NotImplementedError
 
-    def model(self, seed: int = 0) -> nn.Module:
+    def model(self, seed: int = 0) -> Any:
         """In evaluation mode, with weights large enough that nothing is hidden by their size."""
         torch.manual_seed(seed)
-        model = self.build(self.catalogue_size, self.max_length).eval()
+        model: Any = self.build(self.catalogue_size, self.max_length).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -100,16 +101,20 @@ class NextItemLaws:
 
     @torch.no_grad()
     def test_causality_replacing_later_events_leaves_earlier_outputs(self) -> None:
+        """Changing what comes later changes nothing earlier, and does change what is later."""
         model = self.model()
         history = self.histories()[3]
         for cut in (1, 5, len(history) - 1):
             other = history[:cut] + [1 + i % (self.catalogue_size - 1) for i in history[cut:]]
             assert other != history
             self.close(model(batch_of([history]))[:cut], model(batch_of([other]))[:cut])
-            assert not torch.allclose(model(batch_of([history]))[cut:], model(batch_of([other]))[cut:])
+            assert not torch.allclose(
+                model(batch_of([history]))[cut:], model(batch_of([other]))[cut:]
+            )
 
     @torch.no_grad()
     def test_prefix_invariance_where_claimed(self) -> None:
+        """Removing what comes later changes nothing earlier, exactly where the model claims it."""
         model = self.model()
         history = self.histories()[3]
         same = torch.allclose(
@@ -119,11 +124,13 @@ class NextItemLaws:
 
     @torch.no_grad()
     def test_more_padding_changes_nothing(self) -> None:
+        """Padding is never read."""
         model, histories = self.model(), self.histories()
         self.close(model.encode(batch_of(histories)), model.encode(batch_of(histories, 9)))
 
     @torch.no_grad()
     def test_batch_order_and_company_change_nothing(self) -> None:
+        """A history is encoded alike whoever stands beside it."""
         model, histories = self.model(), self.histories()
         together = model.encode(batch_of(histories))
         self.close(together.flip(0), model.encode(batch_of(histories[::-1])))
@@ -132,6 +139,7 @@ class NextItemLaws:
 
     @torch.no_grad()
     def test_empty_one_item_and_longest_histories_score_finitely(self) -> None:
+        """No NaN, whatever the length."""
         model = self.model()
         scores = model.encode(batch_of(self.histories())) @ model.item_table().T
         assert torch.isfinite(scores).all()
@@ -139,11 +147,13 @@ class NextItemLaws:
 
     @torch.no_grad()
     def test_history_matters(self) -> None:
+        """Order is read."""
         model = self.model()
         a, b = model.encode(batch_of([[1, 2, 3], [3, 2, 1]]))
         assert not torch.allclose(a, b)
 
     def test_gradients_reach_every_parameter_and_not_the_padding(self) -> None:
+        """Everything learns, except the padding row."""
         model = self.model().train()
         model(batch_of(self.histories())).square().sum().backward()
         for name, parameter in model.named_parameters():
@@ -155,12 +165,14 @@ class NextItemLaws:
 
     @torch.no_grad()
     def test_copied_weights_give_the_same_scores(self) -> None:
+        """A model is its class, arguments and weights."""
         model, other = self.model(0), self.model(1)
         other.load_state_dict(copy.deepcopy(model.state_dict()))
         batch = batch_of(self.histories())
         assert torch.equal(model.encode(batch), other.encode(batch))
 
     def test_training_mode_is_seeded(self) -> None:
+        """Dropout draws from the seeded generator only."""
         model = self.model().train()
         batch = batch_of(self.histories())
         outputs = []

@@ -72,7 +72,7 @@ def fused(
 def flash(
     q_BHLE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, *, causal: bool, mask: Tensor | None = None
 ) -> Tensor:
-    """torch's fused kernel: flash attention on CPU and GPU, without L × S weights in memory."""
+    """Torch's fused kernel: flash attention on CPU and GPU, without L × S weights in memory."""
     if causal and mask is not None:
         mask, causal = masks.causal(q_BHLE.shape[2], q_BHLE.device) & mask, False
     if mask is None:

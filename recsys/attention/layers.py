@@ -80,7 +80,11 @@ class AttentionLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor, weights: list[Tensor] | None = None
+        self,
+        x_TD: Tensor,
+        batch: HistoryBatch,
+        packed_T: Tensor,
+        weights: list[Tensor] | None = None,
     ) -> Tensor:
         """[T, D] to [T, D]; appends the attention weights to `weights` when it is a list."""
         attend, forward, drop = self.attention, self.feed_forward, self.dropout
@@ -122,7 +126,11 @@ class LayerStack(nn.Module):
         self.depth = depth
 
     def forward(
-        self, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor, weights: list[Tensor] | None = None
+        self,
+        x_TD: Tensor,
+        batch: HistoryBatch,
+        packed_T: Tensor,
+        weights: list[Tensor] | None = None,
     ) -> Tensor:
         """[T, D] to [T, D]; `weights`, when a list, gets one [B, H, L, L] per layer."""
         for i in range(self.depth):

@@ -49,8 +49,8 @@ class MultiHeadSelfAttention(nn.Module):
             fitting = [h for h in range(1, width + 1) if width % h == 0]
             nearest = min(fitting, key=lambda h: abs(h - heads))
             raise ValueError(
-                f"width {width} is not divisible by heads {heads}; the nearest number of heads that "
-                f"divides it is {nearest}"
+                f"width {width} is not divisible by heads {heads}; the nearest number of heads "
+                f"that divides it is {nearest}"
             )
         if combine not in ("concatenate", "average"):
             raise ValueError(f"heads combine by 'concatenate' or 'average', not {combine!r}")

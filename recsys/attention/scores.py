@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def scaled_dot_product(q_BHLE: Tensor, k_BHSE: Tensor) -> Tensor:
-    """q · k / √E, the Transformer's score (arXiv 1706.03762, eq. 1).
+    """Q · k / √E, the Transformer's score (arXiv 1706.03762, eq. 1).
 
     Args:
         q_BHLE: queries.

@@ -79,8 +79,8 @@ class TrainingBatches:
         self.users = np.flatnonzero(training_ends >= 2)
         if len(self.users) == 0:
             raise ValueError(
-                "nobody has two training events, so there is nothing to learn from: after the split "
-                f"the longest of {len(training_ends):,} training histories has "
+                "nobody has two training events, so there is nothing to learn from: after the "
+                f"split the longest of {len(training_ends):,} training histories has "
                 f"{int(training_ends.max(initial=0))}"
             )
         self.ends = training_ends[self.users]

@@ -66,9 +66,7 @@ class Split:
     counts: dict[str, int]
 
 
-def leave_one_out(
-    store: HistoryStore, validation_users: int | None = None, seed: int = 0
-) -> Split:
+def leave_one_out(store: HistoryStore, validation_users: int | None = None, seed: int = 0) -> Split:
     """Leave-one-out: the last event is the test answer, the second last the validation answer.
 
     For a user with n events the test question is (n−1, n−1, n), the validation question
@@ -89,8 +87,8 @@ def leave_one_out(
     eligible = np.flatnonzero(lengths >= 3)
     if store.users < 2:
         raise SplitError(
-            f"the log holds {store.users} user: a recommender learns from several, and leave-one-out "
-            "asks each of them; check data.columns.user"
+            f"the log holds {store.users} user: a recommender learns from several, and "
+            "leave-one-out asks each of them; check data.columns.user"
         )
     if len(eligible) == 0:
         raise SplitError(
@@ -98,7 +96,9 @@ def leave_one_out(
             f"the longest of {store.users:,} histories has {int(lengths.max(initial=0))}"
         )
     if validation_users is not None and validation_users < 1:
-        raise SplitError(f"split.validation_users must be 'all' or at least 1, not {validation_users}")
+        raise SplitError(
+            f"split.validation_users must be 'all' or at least 1, not {validation_users}"
+        )
     asked = eligible
     if validation_users is not None and validation_users < len(eligible):
         draw = np.random.Generator(np.random.PCG64([seed, 0x5A11D]))
@@ -110,9 +110,7 @@ def leave_one_out(
         protocol="loo",
         training_ends=training_ends,
         validation=Questions(asked, lengths[asked] - 2, lengths[asked] - 2, lengths[asked] - 1),
-        test=Questions(
-            eligible, lengths[eligible] - 1, lengths[eligible] - 1, lengths[eligible]
-        ),
+        test=Questions(eligible, lengths[eligible] - 1, lengths[eligible] - 1, lengths[eligible]),
         counts={
             "users": store.users,
             "users_only_training": int(store.users - len(eligible)),

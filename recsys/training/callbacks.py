@@ -13,7 +13,6 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
 
-from recsys.training.next_item_task import NextItemTask
 from recsys.training.reporting import Reporter
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
@@ -70,15 +69,15 @@ class ChooseOnValidation(lightning.Callback):
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
             raise TrainingDiverged(
-                f"the loss became {loss} at step {trainer.global_step}: lower trainer.learning_rate "
-                f"(now {module.learning_rate}) or take trainer.precision=32"
+                f"the loss became {loss} at step {trainer.global_step}: lower "
+                f"trainer.learning_rate (now {module.learning_rate}) or take trainer.precision=32"
             )
         self._loss_sum += loss
         self._steps += 1
         if trainer.global_step % 50 == 0:
             self.reporter.metrics({"train/loss_step": loss}, trainer.global_step)
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: NextItemTask) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Validates, reports, chooses."""
         epoch = trainer.current_epoch + 1
         self.seconds_training += time.perf_counter() - self._started
@@ -103,7 +102,8 @@ class ChooseOnValidation(lightning.Callback):
             if score > self.best_score:
                 self.best_score, self.best_epoch = score, epoch
                 self.best_weights = {
-                    name: value.detach().clone() for name, value in module.model.state_dict().items()
+                    name: value.detach().clone()
+                    for name, value in module.model.state_dict().items()
                 }
             text += f"  {self.monitor} {score:.4f}  best {self.best_score:.4f} @{self.best_epoch}"
             if self.patience is not None and epoch - self.best_epoch >= self.patience:

@@ -79,8 +79,8 @@ class NextItemTask(lightning.LightningModule):
     def training_step(self, batch: tuple[HistoryBatch, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
         inputs, targets_T = batch
-        loss: Tensor = self.objective(self.model(inputs), self.model.item_table(), targets_T)
-        return loss
+        model: Any = self.model
+        return self.objective(model(inputs), model.item_table(), targets_T)
 
     def transfer_batch_to_device(
         self, batch: tuple[HistoryBatch, Tensor], device: torch.device, dataloader_idx: int
@@ -94,7 +94,8 @@ class NextItemTask(lightning.LightningModule):
         tables = {
             id(module.weight) for module in self.model.modules() if isinstance(module, nn.Embedding)
         }
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for parameter in self.model.parameters():
             matrix = parameter.ndim >= 2 and id(parameter) not in tables
             (decayed if matrix else plain).append(parameter)

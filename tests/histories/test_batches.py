@@ -12,7 +12,9 @@ from recsys.histories.store import HistoryStore
 
 
 def store_of(lengths: list[int]) -> HistoryStore:
-    return HistoryStore.from_lists([[10 * u + i + 1 for i in range(n)] for u, n in enumerate(lengths)])
+    return HistoryStore.from_lists(
+        [[10 * u + i + 1 for i in range(n)] for u, n in enumerate(lengths)]
+    )
 
 
 @settings(max_examples=60, deadline=None)

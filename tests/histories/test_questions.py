@@ -1,4 +1,4 @@
-"""A split conserves and orders: nothing lost, nothing twice, training end ≤ history_end ≤ target."""
+"""A split conserves and orders: nothing lost or doubled, training end ≤ history end ≤ target."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_sample_is_seeded() -> None:
 
 
 def test_impossible_splits_say_why() -> None:
-    with pytest.raises(SplitError, match="at least 3 events .*the longest of 2 histories has 2"):
+    with pytest.raises(SplitError, match=r"at least 3 events .*the longest of 2 histories has 2"):
         leave_one_out(HistoryStore.from_lists([[1, 2], [1]]))
     with pytest.raises(SplitError, match="the log holds 1 user"):
         leave_one_out(HistoryStore.from_lists([[1, 2, 3]]))

@@ -26,7 +26,9 @@ def case(T: int, V: int, D: int, seed: int, scale: float = 1.0) -> tuple[Tensor,
     chunk=st.integers(1, 50),
     seed=st.integers(0, 9),
 )
-def test_equals_reference_in_loss_and_gradients(T: int, V: int, D: int, chunk: int, seed: int) -> None:
+def test_equals_reference_in_loss_and_gradients(
+    T: int, V: int, D: int, chunk: int, seed: int
+) -> None:
     hidden, table, targets = case(T, V, D, seed)
     expected = full_softmax_reference(hidden, table, targets)
     got = full_softmax(hidden, table, targets, chunk)

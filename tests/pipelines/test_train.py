@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def artifacts(place: Place, run_id: str) -> Path:
 
 
 def test_the_table_and_the_way_to_the_run(trained: tuple[Place, dict[str, Any], str]) -> None:
-    place, result, printed = trained
+    _, result, printed = trained
     assert [row["model"] for row in result["rows"]] == [
         "SASRec",
         "Popularity",
@@ -73,6 +72,7 @@ def test_the_table_and_the_way_to_the_run(trained: tuple[Place, dict[str, Any], 
         "EASE",
     ]
     assert set(result) >= {"run_id", "seconds", "peak_memory_gb", "rows"}
+    assert result["seconds"] > 0 and 0.1 < result["peak_memory_gb"] < 10
     for row in result["rows"]:
         for name, value in row["metrics"].items():
             assert name.startswith("test/loo-full-all/")
@@ -232,7 +232,7 @@ def refused(place: Place, name: str, *arguments: str, **more: Any) -> str:
         (["model.dropout=1.5"], "dropout must be in [0, 1), not 1.5"),
         (["trainer.monitor=ndgc_10"], "no metric 'ndgc_10'. Did you mean 'ndcg_10'?"),
         (["trainer.max_epochs=0"], "trainer.max_epochs must be at least 1, not 0"),
-        (["evaluation.ks=[0]"], "evaluation.ks must hold cut-offs of at least 1"),
+        (["evaluation.ks=[0]"], "evaluation.ks must hold cut-offs from 1"),
         (["resume=no/such.ckpt"], "resume=no/such.ckpt: there is no such file"),
         (["result=home"], "result=home is a folder"),
     ],
@@ -289,7 +289,9 @@ def test_truncated_files_are_named(trained: tuple[Place, dict[str, Any], str]) -
     checkpoint = place.home / "data/cache/runs" / result["run_id"] / "last.ckpt"
     cut = place.folder / "cut.ckpt"
     cut.write_bytes(checkpoint.read_bytes()[:2000])
-    assert "cut.ckpt is not a whole checkpoint" in refused(place, "train", *SMALL, "resume=cut.ckpt")
+    assert "cut.ckpt is not a whole checkpoint" in refused(
+        place, "train", *SMALL, "resume=cut.ckpt"
+    )
     cut.unlink()
     for file in (
         artifacts(place, result["run_id"]) / "model/weights.safetensors",
@@ -336,10 +338,3 @@ def test_help_and_errors_do_not_wait_for_torch() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "experiment=sasrec_ml1m" in done.stdout
-
-
-def test_time_is_not_wasted(trained: tuple[Place, dict[str, Any], str]) -> None:
-    """Not a timing test: the run says where its time went."""
-    place, result, _ = trained
-    assert 0 < result["seconds"] < time.monotonic()
-    assert 0.1 < result["peak_memory_gb"] < 10

@@ -69,7 +69,9 @@ class MeanPooling(nn.Module):
         super().__init__()
         self.max_length = 80
         self.items = nn.Embedding(catalogue_size, width, padding_idx=0)
-        self.mix = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+        self.mix = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
+        )
         self.output = nn.Embedding(catalogue_size, width)
 
     def forward(self, batch: HistoryBatch) -> Tensor:
