@@ -6,12 +6,6 @@ in [0, 1], are 1 (precision: min(R, K) / K, recall and MAP: min(R, K) / R) for a
 and equal those of `trec_eval` and `ranx` of the same name.
 
 Dimensions: N questions, A answers of all questions together, K cut-off.
-
-The examples share three questions: the first has one answer, ranked second; the second has three
-answers, ranked first, fourth and nowhere; the third has one answer, which was missed.
-
->>> answers = RankedAnswers(ranks=np.array([2, 1, 4, 0, 0]), question=np.array([0, 1, 1, 1, 2]),
-...                         questions=3)
 """
 
 from __future__ import annotations
@@ -86,10 +80,15 @@ class RankedAnswers:
         return ranks[hit], question[hit]
 
 
+# Of the docstrings: three questions. The first has one answer, ranked second; the second has three,
+# ranked first, fourth and nowhere; the third has one, which was missed.
+EXAMPLE = RankedAnswers(np.array([2, 1, 4, 0, 0]), np.array([0, 1, 1, 1, 2]), 3)
+
+
 def hit_rate(answers: RankedAnswers, k: int) -> np.ndarray:
     """HR@K: 1 if any answer has a rank ≤ K, else 0.
 
-    >>> hit_rate(answers, 2).tolist()  # found at 2; found at 1; missed
+    >>> hit_rate(EXAMPLE, 2).tolist()  # found at 2; found at 1; missed
     [1.0, 1.0, 0.0]
 
     Returns:
@@ -101,7 +100,7 @@ def hit_rate(answers: RankedAnswers, k: int) -> np.ndarray:
 def mrr(answers: RankedAnswers, k: int) -> np.ndarray:
     """MRR@K: 1 / rank of the first answer, 0 where that rank is beyond K.
 
-    >>> mrr(answers, 2).tolist()  # 1/2; 1/1; missed
+    >>> mrr(EXAMPLE, 2).tolist()  # 1/2; 1/1; missed
     [0.5, 1.0, 0.0]
 
     Returns:
@@ -116,7 +115,7 @@ def ndcg(answers: RankedAnswers, k: int) -> np.ndarray:
 
     Gains are 0 or 1. The ideal ranking has min(R, K) answers at ranks 1, 2, ….
 
-    >>> ndcg(answers, 2).round(4).tolist()  # (1/log2 3) / 1; 1 / (1 + 1/log2 3); missed
+    >>> ndcg(EXAMPLE, 2).round(4).tolist()  # (1/log2 3) / 1; 1 / (1 + 1/log2 3); missed
     [0.6309, 0.6131, 0.0]
 
     Returns:
@@ -132,7 +131,7 @@ def ndcg(answers: RankedAnswers, k: int) -> np.ndarray:
 def recall(answers: RankedAnswers, k: int) -> np.ndarray:
     """Recall@K: hits / R, over all answers, also where R > K and 1 cannot be reached.
 
-    >>> recall(answers, 4).round(4).tolist()  # 1 of 1; 2 of 3; 0 of 1
+    >>> recall(EXAMPLE, 4).round(4).tolist()  # 1 of 1; 2 of 3; 0 of 1
     [1.0, 0.6667, 0.0]
 
     Returns:
@@ -144,7 +143,7 @@ def recall(answers: RankedAnswers, k: int) -> np.ndarray:
 def precision(answers: RankedAnswers, k: int) -> np.ndarray:
     """Precision@K: hits / K, also where a list is shorter than K or R < K.
 
-    >>> precision(answers, 4).tolist()  # 1, 2 and 0 of 4
+    >>> precision(EXAMPLE, 4).tolist()  # 1, 2 and 0 of 4
     [0.25, 0.5, 0.0]
 
     Returns:
@@ -156,7 +155,7 @@ def precision(answers: RankedAnswers, k: int) -> np.ndarray:
 def average_precision(answers: RankedAnswers, k: int) -> np.ndarray:
     """AP@K: Σ_hits (hits up to and including this rank / rank) / R, over all answers.
 
-    >>> average_precision(answers, 4).round(4).tolist()  # 1/2; (1/1 + 2/4) / 3; missed
+    >>> average_precision(EXAMPLE, 4).round(4).tolist()  # 1/2; (1/1 + 2/4) / 3; missed
     [0.5, 0.5, 0.0]
 
     Returns:
@@ -180,7 +179,7 @@ METRICS: dict[str, Callable[[RankedAnswers, int], np.ndarray]] = {
 def metric_table(answers: RankedAnswers, ks: Sequence[int]) -> dict[str, np.ndarray]:
     """Every metric at every cut-off, per question.
 
-    >>> sorted(metric_table(answers, [2]))
+    >>> sorted(metric_table(EXAMPLE, [2]))
     ['hr_2', 'map_2', 'mrr_2', 'ndcg_2', 'precision_2', 'recall_2']
 
     Args:

@@ -170,6 +170,7 @@ def test_item_knn_sums_the_similarities_of_the_newest_items():
         expected = similarity(candidate, 4) + similarity(candidate, 1)
         assert scores[0, candidate] == pytest.approx(expected, rel=1e-6)
         assert scores[1, candidate] == pytest.approx(expected, rel=1e-6)
+    assert torch.equal(model.scores(batch_of([1, 1])), model.scores(batch_of([1])))
     assert scores[1, 6] < 0  # nobody had it with 4 or 1
     assert scores[1, 1] == pytest.approx(similarity(1, 4), rel=1e-6)  # not with itself
 
@@ -183,6 +184,9 @@ def test_item_knn_keeps_each_candidates_nearest():
     assert scores[2] > 0
     assert scores[3] < 0
     assert one.scores(batch_of([4]))[0, 3] > 0
+    # It is the candidate that chooses: 5's nearest is 2, but 2's is 1.
+    assert one.scores(batch_of([2]))[0, 5] > 0
+    assert one.scores(batch_of([5]))[0, 2] < 0
 
 
 def test_item_knn_in_blocks_is_the_same(monkeypatch):
