@@ -30,38 +30,40 @@ def batch_of(histories: list[list[int]], extra_padding: int = 0) -> HistoryBatch
     return HistoryBatch(items, torch.tensor([len(history) for history in histories]))
 
 
-def planted_log(users: int = 800, groups: int = 6, seed: int = 0) -> HistoryStore:
-    """A log whose next item is known to whoever attends by content, and to nobody else.
+def planted_log(users: int = 1500, seed: int = 0) -> HistoryStore:
+    """A log whose next item is known to whoever attends by content, and to almost nobody else.
 
-    A round is: noise with stray keys, the key, 4 to 29 noise items, the signal, the answer. The
-    answer belongs to the newest key before the signal, 5 to 30 events back. A history is two rounds,
-    so leave-one-out asks for the last answer and trains on the one before. Keys, answers and
-    noise are uniform, so popularity says nothing; what stands before an answer is always the
-    signal, so a Markov chain says nothing; and the stray keys drown the key in any mean.
+    There are 5 families of 5 keys. A history opens with one key of each family among stray signals,
+    stray answers and noise, in random order. Then come four rounds of 2 to 4 noise items, the
+    signal of a family, and the answer: that of the family's key, 5 to 30 events back.
+
+    Popularity sees 25 answers alike; a Markov chain sees the signal and has 5 answers to guess
+    from; a mean of the history holds all five keys and does not say which signal came last.
 
     Args:
         users: histories.
-        groups: number of keys, and of answers.
         seed: of the log.
     """
+    families, keys_each = 5, 5
     draw = np.random.Generator(np.random.PCG64(seed))
-    signal = 1
-    keys = np.arange(2, 2 + groups)
-    answers = keys + groups
-    noise = np.arange(2 + 2 * groups, 2 + 2 * groups + 12)
+    signals = np.arange(1, 1 + families)
+    keys = signals[-1] + 1 + np.arange(families * keys_each).reshape(families, keys_each)
+    answers = keys + keys.size
+    noise = answers.max() + 1 + np.arange(4)
     histories = []
     for _ in range(users):
-        history: list[int] = []
-        for _ in range(2):
-            stray = np.concatenate([draw.choice(noise, 4), draw.choice(keys, 5)])
-            g = int(draw.integers(groups))
-            history += [
-                *draw.permutation(stray).tolist(),
-                int(keys[g]),
-                *draw.choice(noise, int(draw.integers(4, 30))).tolist(),
-                signal,
-                int(answers[g]),
-            ]
+        own = draw.integers(keys_each, size=families)
+        opening = [
+            keys[np.arange(families), own],
+            draw.choice(signals, 2),
+            draw.choice(answers.ravel(), 2),
+            draw.choice(noise, 2),
+        ]
+        history = draw.permutation(np.concatenate(opening)).tolist()
+        for _ in range(4):
+            family = int(draw.integers(families))
+            history += draw.choice(noise, int(draw.integers(2, 5))).tolist()
+            history += [int(signals[family]), int(answers[family, own[family]])]
         histories.append(history)
     return HistoryStore.from_lists(histories, items=int(noise[-1]))
 
