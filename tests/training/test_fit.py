@@ -33,8 +33,8 @@ class Trial:
         torch.manual_seed(seed)
         self.store = planted_log(users)
         self.split = leave_one_out(self.store)
-        self.model = SASRec(self.store.catalogue_size, 90, width=width, heads=2, dropout=0.2)
-        self.batches = TrainingBatches(self.store, self.split.training_ends, 90, 700, seed=seed)
+        self.model = SASRec(self.store.catalogue_size, 40, width=width, heads=2, dropout=0.2)
+        self.batches = TrainingBatches(self.store, self.split.training_ends, 40, 215, seed=seed)
         self.checkpoint = folder / "last.ckpt"
         self.scores: list[float] = []
         self.steps = 0
