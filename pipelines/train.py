@@ -253,21 +253,21 @@ def check_trainer(config: TrainConfig) -> None:
     """Refuses numbers out of range before any work starts.
 
     Raises:
-        ValueError: naming the setting.
+        ConfigError: naming the setting.
     """
     trainer = config.trainer
     for name in ("max_epochs", "validate_every", "tokens_per_batch"):
         if getattr(trainer, name) < 1:
-            raise ValueError(f"trainer.{name} must be at least 1, not {getattr(trainer, name)}")
+            raise ConfigError(f"trainer.{name} must be at least 1, not {getattr(trainer, name)}")
     if trainer.patience is not None and trainer.patience < 1:
-        raise ValueError(f"trainer.patience must be null or at least 1, not {trainer.patience}")
+        raise ConfigError(f"trainer.patience must be null or at least 1, not {trainer.patience}")
     for name in ("weight_decay", "warmup_steps", "checkpoint_seconds"):
         if getattr(trainer, name) < 0:
-            raise ValueError(f"trainer.{name} must not be negative, not {getattr(trainer, name)}")
+            raise ConfigError(f"trainer.{name} must not be negative, not {getattr(trainer, name)}")
     if trainer.learning_rate <= 0:
-        raise ValueError(f"trainer.learning_rate must be positive, not {trainer.learning_rate}")
+        raise ConfigError(f"trainer.learning_rate must be positive, not {trainer.learning_rate}")
     if config.seed < 0 or config.split.seed < 0:
-        raise ValueError(f"seed must not be negative, not {min(config.seed, config.split.seed)}")
+        raise ConfigError(f"seed must not be negative, not {min(config.seed, config.split.seed)}")
 
 
 def run_title(config: TrainConfig) -> str:
@@ -288,7 +288,7 @@ def find_checkpoint(config: TrainConfig) -> tuple[str | None, Path]:
     """The run to go on with (None for a plain file), and its checkpoint.
 
     Raises:
-        ValueError: neither a file nor a run, or a run without checkpoint here.
+        ConfigError: neither a file nor a run, or a run without checkpoint here.
     """
     assert config.resume is not None
     path = Path(config.resume)

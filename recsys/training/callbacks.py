@@ -13,6 +13,7 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
 
+from recsys.histories.batches import TrainingBatches
 from recsys.training.reporting import Reporter
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
@@ -74,7 +75,7 @@ class ChooseOnValidation(lightning.Callback):
             )
         self._loss_sum += loss
         self._steps += 1
-        if trainer.global_step % 50 == 0:
+        if trainer.global_step % 10 == 1:
             self.reporter.metrics({"train/loss_step": loss}, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -135,31 +136,39 @@ class ChooseOnValidation(lightning.Callback):
         self.seconds_validating = state_dict["seconds_validating"]
 
 
-class Generators(lightning.Callback):
-    """Keeps torch's random generator in the checkpoint: the only one training draws from.
+class Position(lightning.Callback):
+    """Keeps in the checkpoint where training stands: torch's generator and the next batch.
 
-    (The order of batches is a pure function of seed and epoch, so the loader has no generator.)
+    (The order of batches is a pure function of seed and epoch, so the loader needs no generator.
+    Lightning restores a loader's state in the middle of an epoch, but not at the end of one.)
+
+    Args:
+        batches: the training batches.
     """
 
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.batches = batches
+        self._resumed: dict[str, Any] | None = None
+
     def state_dict(self) -> dict[str, Any]:
-        """State of the generators."""
-        state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        """State of the generators and of the loader."""
+        state: dict[str, Any] = {"cpu": torch.get_rng_state(), "batches": self.batches.state_dict()}
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state_all()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until training starts, since setting up draws too."""
-        self._state = state_dict
+        self._resumed = state_dict
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Puts the generators where they were."""
-        state = getattr(self, "_state", None)
-        if state is None:
+        """Goes back to where the checkpoint was written."""
+        if self._resumed is None:
             return
-        torch.set_rng_state(state["cpu"])
-        if "cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda"])
+        torch.set_rng_state(self._resumed["cpu"])
+        if "cuda" in self._resumed and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(self._resumed["cuda"])
+        self.batches.load_state_dict(self._resumed["batches"])
 
 
 class KeepLast(lightning.Callback):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from recsys.histories.batches import TrainingBatches
-from recsys.training.callbacks import ChooseOnValidation, Generators, KeepLast, Validate
+from recsys.training.callbacks import ChooseOnValidation, KeepLast, Position, Validate
 from recsys.training.next_item_task import NextItemTask
 from recsys.training.precision import Precision, resolve
 from recsys.training.reporting import Reporter
@@ -87,7 +87,7 @@ def fit(
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     callbacks: list[lightning.Callback] = [
         choose,
-        Generators(),
+        Position(batches),
         KeepLast(checkpoint, checkpoint_seconds),
     ]
     if progress:

@@ -268,7 +268,7 @@ def test_unknown_runs_and_stores_with_other_items_are_refused(
     place, result, _ = trained
     assert "no run" in refused(place, "evaluate", "run=0123456789abcdef0123456789abcdef").lower()
     assert "run is required: add run=VALUE" in refused(place, "evaluate")
-    assert "there is no" in refused(Place(tmp_path), "evaluate", "run=latest").lower()
+    assert "there are no runs yet" in refused(Place(tmp_path), "evaluate", "run=latest")
     other = tmp_path / "other.parquet"
     pl.DataFrame({"user": list("aaabbb"), "item": list("vwxvwx"), "at": range(6)}).write_parquet(
         other

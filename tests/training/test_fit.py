@@ -52,7 +52,13 @@ class Trial:
         self.scores.append(score)
         return {"val/score": score}
 
-    def fit(self, epochs: int, resume: Path | None = None, patience: int | None = None) -> Fitted:
+    def fit(
+        self,
+        epochs: int,
+        resume: Path | None = None,
+        patience: int | None = None,
+        seconds: float = 0.0,  # a checkpoint after every batch
+    ) -> Fitted:
         task = NextItemTask(
             self.model,
             self.objective,
@@ -75,12 +81,15 @@ class Trial:
             resume=resume,
             reporter=Silent(),
             progress=False,
-            checkpoint_seconds=0.0,  # after every batch
+            checkpoint_seconds=seconds,
         )
 
 
-@pytest.mark.parametrize("kill_at", [1, 8, 16, 17, 20], ids=lambda n: f"killed at step {n}")
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, kill_at: int) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["every batch kept", "every epoch kept"])
+@pytest.mark.parametrize("kill_at", [1, 8, 9, 12, 16, 17], ids=lambda n: f"killed at step {n}")
+def test_interrupted_and_resumed_equals_uninterrupted(
+    tmp_path: Path, kill_at: int, seconds: float
+) -> None:
     whole = Trial(tmp_path)
     steps_per_epoch = len(whole.batches)
     assert steps_per_epoch == 8
@@ -90,20 +99,24 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, kill_at: i
     first.checkpoint = tmp_path / "cut.ckpt"
     first.kill_at = kill_at
     with pytest.raises(Killed):
-        first.fit(3)
+        first.fit(3, seconds=seconds)
     second = Trial(tmp_path, seed=5)  # other weights, other order: all must come from the file
     second.batches.seed = 0
     second.checkpoint = first.checkpoint
-    if kill_at == 1:
+    if not first.checkpoint.exists():
+        assert kill_at == 1 or (kill_at == 8 and seconds)
         with pytest.raises(CheckpointError, match="there is no checkpoint"):
             second.fit(3, resume=first.checkpoint)
         return
     got = second.fit(3, resume=first.checkpoint)
-    assert second.steps == 3 * steps_per_epoch - (kill_at - 1)
+    done = kill_at - 1 if seconds == 0 else (kill_at - 1) // steps_per_epoch * steps_per_epoch
+    assert second.steps == 3 * steps_per_epoch - done
     assert first.scores + second.scores == whole.scores
     assert (got.best_epoch, got.best_score) == (expected.best_epoch, expected.best_score)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(second.model.state_dict()[name], value), name
+    assert len(set(whole.scores)) == 3  # so that equal scores mean something
+    last, expected_last = (torch.load(t.checkpoint, weights_only=True) for t in (second, whole))
+    for name, value in expected_last["state_dict"].items():
+        assert torch.equal(last["state_dict"][name], value), name
 
 
 def test_same_seed_same_digits(tmp_path: Path) -> None:
