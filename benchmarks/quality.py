@@ -3,6 +3,7 @@ r"""Test quality of the shipped recipes, mean of three seeds, beside tuned basel
     python -m benchmarks.quality                      # publishers' data
     python -m benchmarks.quality --data DIR           # the canonical tables in DIR
     python -m benchmarks.quality --only beauty --seeds 1 2 3 --set split.validation_users=all
+    python -m benchmarks.quality --show benchmarks/results/*_quality_*.json
 
 Each seed is one run of `python -m pipelines.train` in a process of its own, as a user would start
 it, tracked like any other run. Prints a table per recipe and writes it, with hardware, versions and
@@ -42,12 +43,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=sorted(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more settings")
+    parser.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="print results again")
     arguments = parser.parse_args()
+    for file in arguments.show or []:
+        print(render(json.loads(file.read_text())))
+    if arguments.show:
+        return
     for name in arguments.only:
-        recipe, file = RECIPES[name]
+        recipe, table = RECIPES[name]
         settings = [f"experiment={recipe}", *arguments.set]
         if arguments.data:
-            path = arguments.data / file
+            path = arguments.data / table
             if not path.is_file():
                 sys.exit(f"there is no {path}")
             settings.append(f"data.path={path.resolve()}")
@@ -117,9 +123,10 @@ def render(report: dict[str, Any]) -> str:
     first = report["rows"][0]["mean"]
     protocol = next(iter(first)).rpartition("/")[0]
     seeds = len(report["seeds"])
+    what = " ".join([report["recipe"], *report["settings"]])
     questions = int(first[f"{protocol}/questions"])
     lines = [
-        f"{report['recipe']} {' '.join(report['settings'])} · {protocol} · {questions:,} questions"
+        f"`{what}` · {protocol} · {questions:,} questions"
         f" · mean of {seeds} seed{'s' * (seeds > 1)}"
         f" · {mean(report['seconds']):.0f} s a seed, {max(report['peak_memory_gb']):.1f} GB",
         "",
