@@ -105,7 +105,11 @@ def summary(
         "settings": more,
         "seeds": seeds,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "machine": platform.machine()},
+        "hardware": {
+            "cpu": cpu_name(),
+            "cores": len(os.sched_getaffinity(0)),
+            "machine": platform.machine(),
+        },
         "versions": {
             package: version(package)
             for package in ("torch", "pytorch-lightning", "polars", "numpy", "mlflow")

@@ -5,8 +5,9 @@ Examples:
   python -m pipelines.evaluate run=RUN_ID evaluation.filter_seen=false
   python -m pipelines.evaluate run=RUN_ID data=log data.path=newer.parquet
 
-The same code as in training: the same store and settings give the same digits. Any store with the
-same items will do. The results, one row a question among them, become a run of their own.
+The same code as in training: the same store and settings give the same digits (data and split are
+the run's own unless given; evaluation is as given here). Any store with the same items will do. The
+results, one row a question among them, become a run of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.checking import build
+from pipelines.checking import ConfigError, build
 from pipelines.entry import as_yaml, main
 from pipelines.ingest import make_store
 from pipelines.judging import (
@@ -44,9 +45,17 @@ def run(config: EvaluateConfig) -> None:
 
     uri = config.tracking.uri or tracking_uri()
     info = load_run(uri, config.run)
+    if info.tags.get("pipeline") != "train":
+        raise ConfigError(
+            f"run={config.run}: '{info.name}' is a run of {info.tags.get('pipeline')}, which holds "
+            "no model; name a training run, or run=latest"
+        )
     text = info.artifact("config.yaml").read_text(encoding="utf-8")
     trained = build(TrainConfig, yaml.safe_load(text), lambda key: f" in run {info.run_id}")
     data, split_config = config.data or trained.data, config.split or trained.split
+    for name, value in asdict(config.evaluation).items():
+        if value != (own := getattr(trained.evaluation, name)):
+            say(f"evaluation.{name} is {value} here and was {own} in training")
 
     from recsys.training.saved_model import ModelError, load_model, read_description
 

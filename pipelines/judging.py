@@ -5,10 +5,12 @@ The same code runs in both, so a run evaluated again gives the same digits.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,6 +145,9 @@ def baselines(judge: Judge, monitor: str, repeats: bool) -> list[Baseline]:
     """
     from recsys.models.baselines.tuning import tune_baselines
 
+    # The cut-off that tunes need not be one that is reported.
+    cut = int(monitor.rpartition("_")[2])
+    judge = dataclasses.replace(judge, evaluation=dataclasses.replace(judge.evaluation, ks=[cut]))
     store, split = judge.store, judge.split
     made_from = {
         "version": BASELINE_CACHE_VERSION,
@@ -197,9 +202,12 @@ def _read_baselines(folder: Path) -> list[Baseline] | None:
     if not (folder / "trials.json").exists():
         return None
     models: list[Baseline] = []
-    for kind in (Popularity, LastItemMarkov, ItemKNN, EASE):
-        with np.load(folder / f"{kind.__name__}.npz", allow_pickle=False) as arrays:
-            models.append(kind.from_state(dict(arrays)))
+    try:
+        for kind in (Popularity, LastItemMarkov, ItemKNN, EASE):
+            with np.load(folder / f"{kind.__name__}.npz", allow_pickle=False) as arrays:
+                models.append(kind.from_state(dict(arrays)))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # a damaged cache is no cache: they are fitted again
     return models
 
 
@@ -243,6 +251,8 @@ def ask_all(
         metrics, frame, counts = judge.ask(model, "test")
         keep(f"per_question/test/{file_name(name)}.parquet", frame)
         rows.append({"model": name, "metrics": metrics})
+    if cold := counts.get("questions_cold", 0):
+        say(f"{cold:,} questions come from users without history: they are asked too")
     missed = counts.get("answers_filtered", 0)
     if missed:
         say(f"{missed:,} answers are in their own history and left out: they count as misses")

@@ -139,9 +139,10 @@ class TrainerConfig:
         validate_every: epochs between validations.
         monitor: the validation metric that chooses the weights, such as ndcg_10.
         tokens_per_batch: events in a batch.
+        minimum_batches: steps an epoch has at least; on small logs batches are smaller then.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW; embeddings, biases and norms are spared.
-        warmup_steps: until the learning rate is reached.
+        warmup_steps: until the learning rate is reached; at most a tenth of all steps.
         schedule: constant, or falling to zero over max_epochs: linear, cosine.
         precision: "auto" takes bf16 where the machine has it in hardware.
         checkpoint_seconds: between two checkpoints inside an epoch.
@@ -152,6 +153,7 @@ class TrainerConfig:
     validate_every: int
     monitor: str
     tokens_per_batch: int
+    minimum_batches: int
     learning_rate: float
     weight_decay: float
     warmup_steps: int

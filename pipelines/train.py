@@ -15,6 +15,7 @@ goes on from it, to the same digits as without the interruption.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -193,14 +194,16 @@ def train(
         config.model.max_length,
         trainer.tokens_per_batch,
         config.seed,
+        trainer.minimum_batches,
     )
+    total_steps = trainer.max_epochs * len(batches)
     task = NextItemTask(
         model,
         full_softmax,
         learning_rate=trainer.learning_rate,
         weight_decay=trainer.weight_decay,
-        warmup_steps=trainer.warmup_steps,
-        total_steps=trainer.max_epochs * len(batches),
+        warmup_steps=min(trainer.warmup_steps, total_steps // 10),
+        total_steps=total_steps,
         schedule=trainer.schedule,
     )
 
@@ -256,7 +259,7 @@ def check_trainer(config: TrainConfig) -> None:
         ConfigError: naming the setting.
     """
     trainer = config.trainer
-    for name in ("max_epochs", "validate_every", "tokens_per_batch"):
+    for name in ("max_epochs", "validate_every", "tokens_per_batch", "minimum_batches"):
         if getattr(trainer, name) < 1:
             raise ConfigError(f"trainer.{name} must be at least 1, not {getattr(trainer, name)}")
     if trainer.patience is not None and trainer.patience < 1:
@@ -328,16 +331,24 @@ def settings_of(run_id: str, config: TrainConfig) -> TrainConfig:
     given, plain = flat(asdict(config)), flat(asdict(compose("train", TrainConfig)))
     before = flat(asdict(own))
     free = {"resume", "result", "tracking.uri"}
+    named = {argument.lstrip("+").partition("=")[0] for argument in sys.argv[1:]}
+
+    def was_given(key: str, value: Any) -> bool:
+        parts = key.split(".")
+        prefixes = {".".join(parts[: i + 1]) for i in range(len(parts))}
+        return value != plain.get(key) or bool(prefixes & named)
+
     changed = [
         f"{key} ({before.get(key)!r} there, {value!r} here)"
         for key, value in given.items()
-        if key not in free and value != plain.get(key) and value != before.get(key)
+        if key not in free and was_given(key, value) and value != before.get(key)
     ]
     if changed:
         raise ConfigError(
             f"resume={run_id} goes on with the settings of that run; leave out {', '.join(changed)}"
         )
-    return dataclasses.replace(own, resume=config.resume, result=config.result)
+    tracking = dataclasses.replace(own.tracking, uri=config.tracking.uri or own.tracking.uri)
+    return dataclasses.replace(own, resume=config.resume, result=config.result, tracking=tracking)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

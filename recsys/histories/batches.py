@@ -58,6 +58,8 @@ class TrainingBatches:
         max_length: newest events a model sees.
         tokens_per_batch: events aimed at in one batch.
         seed: of the order.
+        minimum_batches: on small logs batches hold fewer events, so that an epoch has this many
+            steps; a model learns in steps, not in epochs.
 
     Raises:
         ValueError: no history has two training events, or a number is out of range.
@@ -70,6 +72,7 @@ class TrainingBatches:
         max_length: int,
         tokens_per_batch: int,
         seed: int,
+        minimum_batches: int = 1,
     ) -> None:
         if tokens_per_batch < 1:
             raise ValueError(f"trainer.tokens_per_batch must be at least 1, not {tokens_per_batch}")
@@ -85,7 +88,7 @@ class TrainingBatches:
             )
         self.ends = training_ends[self.users]
         self.lengths = np.minimum(self.ends - 1, max_length)
-        wanted = -(-self.tokens_per_epoch // tokens_per_batch)
+        wanted = max(minimum_batches, -(-self.tokens_per_epoch // tokens_per_batch))
         self.batches_per_epoch = min(wanted, len(self.users))
         self.epoch = 0
         self.next_batch = 0
@@ -139,6 +142,16 @@ class TrainingBatches:
         inputs = history_batch(self.store, users, ends - 1, self.max_length)
         shifted_BL = history_batch(self.store, users, ends, self.max_length + 1).items_BL[:, 1:]
         return inputs, shifted_BL.flatten()[inputs.packed_T]
+
+    def identity(self) -> dict[str, Any]:
+        """What the stream is made from; a place in it means nothing in another one."""
+        return {
+            "store": self.store.fingerprint,
+            "seed": self.seed,
+            "max_length": self.max_length,
+            "batches_per_epoch": self.batches_per_epoch,
+            "tokens_per_epoch": self.tokens_per_epoch,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the stream."""

@@ -81,7 +81,7 @@ def leave_one_out(store: HistoryStore, validation_users: int | None = None, seed
         seed: of the draw.
 
     Raises:
-        SplitError: nobody has 3 events, or there is only one user.
+        SplitError: nobody has 3 events, nothing is left to train on, or there is only one user.
     """
     lengths = store.lengths
     eligible = np.flatnonzero(lengths >= 3)
@@ -106,6 +106,12 @@ def leave_one_out(store: HistoryStore, validation_users: int | None = None, seed
     training_ends = lengths.copy()
     training_ends[eligible] -= 1
     training_ends[asked] -= 1
+    if training_ends.max() < 2:
+        raise SplitError(
+            "after leave-one-out nobody has two training events, so there is nothing to learn "
+            f"from: the longest of {store.users:,} histories has {int(lengths.max())} events; longer "
+            "histories are needed, or split.validation_users=N asks only N of the users to validate"
+        )
     return Split(
         protocol="loo",
         training_ends=training_ends,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -309,7 +310,13 @@ def _written_aside(folder: Path) -> Iterator[Path]:
             aside.replace(folder)
             shutil.rmtree(old, ignore_errors=True)
         else:
-            aside.replace(folder)
+            try:
+                aside.replace(folder)
+            except OSError as error:
+                # Another process made the same store meanwhile: one is as good as the other.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                shutil.rmtree(aside, ignore_errors=True)
         sync(folder.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from recsys.histories.batches import TrainingBatches
+from recsys.logs.files import name_aside, sync
 from recsys.training.reporting import Reporter
 
+CHECKPOINT_VERSION = 1
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
 
@@ -53,11 +54,17 @@ class ChooseOnValidation(lightning.Callback):
         self.best_score = -math.inf
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
+        self.stopped = False
         self.seconds_training = 0.0
         self.seconds_validating = 0.0
         self._loss_sum = torch.zeros((), dtype=torch.float64)
         self._steps = 0
         self._started = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """A run that had stopped early stays stopped when it is resumed."""
+        if self.stopped:
+            trainer.should_stop = True
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Starts the epoch's clock."""
@@ -108,6 +115,7 @@ class ChooseOnValidation(lightning.Callback):
                 }
             text += f"  {self.monitor} {score:.4f}  best {self.best_score:.4f} @{self.best_epoch}"
             if self.patience is not None and epoch - self.best_epoch >= self.patience:
+                self.stopped = True
                 trainer.should_stop = True
         self.reporter.metrics(values, epoch)
         if self.say:
@@ -119,6 +127,7 @@ class ChooseOnValidation(lightning.Callback):
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
             "best_weights": self.best_weights,
+            "stopped": self.stopped,
             "loss_sum": self._loss_sum.clone(),
             "steps": self._steps,
             "seconds_training": self.seconds_training,
@@ -130,6 +139,7 @@ class ChooseOnValidation(lightning.Callback):
         self.best_score = state_dict["best_score"]
         self.best_epoch = state_dict["best_epoch"]
         self.best_weights = state_dict["best_weights"]
+        self.stopped = state_dict["stopped"]
         self._loss_sum = state_dict["loss_sum"].clone()
         self._steps = state_dict["steps"]
         self.seconds_training = state_dict["seconds_training"]
@@ -152,7 +162,12 @@ class Position(lightning.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generators and of the loader."""
-        state: dict[str, Any] = {"cpu": torch.get_rng_state(), "batches": self.batches.state_dict()}
+        state: dict[str, Any] = {
+            "version": CHECKPOINT_VERSION,
+            "identity": self.batches.identity(),
+            "cpu": torch.get_rng_state(),
+            "batches": self.batches.state_dict(),
+        }
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state_all()
         return state
@@ -188,11 +203,14 @@ class KeepLast(lightning.Callback):
 
     def save(self, trainer: lightning.Trainer) -> None:
         """Writes aside, then renames."""
-        aside = self.path.with_suffix(".writing")
-        trainer.save_checkpoint(aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(self.path)
+        aside = name_aside(self.path)
+        try:
+            trainer.save_checkpoint(aside)
+            sync(aside)
+            aside.replace(self.path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
         self._saved = time.monotonic()
 
     def on_train_batch_end(

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from recsys.histories.batches import TrainingBatches
-from recsys.training.callbacks import ChooseOnValidation, KeepLast, Position, Validate
+from recsys.training.callbacks import (
+    CHECKPOINT_VERSION,
+    ChooseOnValidation,
+    KeepLast,
+    Position,
+    Validate,
+)
 from recsys.training.next_item_task import NextItemTask
 from recsys.training.precision import Precision, resolve
 from recsys.training.reporting import Reporter
@@ -93,7 +99,7 @@ def fit(
     if progress:
         callbacks.append(lightning.callbacks.TQDMProgressBar(leave=False))
     if resume is not None:
-        check_checkpoint(resume, task)
+        check_checkpoint(resume, task, batches, max_epochs)
     with quiet_lightning():
         trainer = lightning.Trainer(
             max_epochs=max_epochs,
@@ -132,8 +138,10 @@ def fit(
     )
 
 
-def check_checkpoint(path: Path, task: NextItemTask) -> None:
-    """Refuses a checkpoint that is missing, truncated or of another model.
+def check_checkpoint(
+    path: Path, task: NextItemTask, batches: TrainingBatches, max_epochs: int
+) -> None:
+    """Refuses a checkpoint that is missing, truncated, of another model or of other batches.
 
     Raises:
         CheckpointError: which of these, and what to do.
@@ -143,11 +151,17 @@ def check_checkpoint(path: Path, task: NextItemTask) -> None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         weights: dict[str, Tensor] = state["state_dict"]
+        place: dict[str, Any] = state["callbacks"][Position.__qualname__]
+        before: dict[str, Any] = place["identity"]
     except Exception as error:
         raise CheckpointError(
             f"{path} is not a whole checkpoint ({type(error).__name__}); it may have been cut off "
             "while it was copied: train again without resume="
         ) from error
+    if place["version"] != CHECKPOINT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {place['version']}, this release reads {CHECKPOINT_VERSION}"
+        )
     own = task.state_dict()
     for name in own.keys() | weights.keys():
         here = tuple(own[name].shape) if name in own else None
@@ -157,6 +171,17 @@ def check_checkpoint(path: Path, task: NextItemTask) -> None:
                 f"{path} is of another model: {name} has shape {there} there and {here} here; "
                 "resume with the configuration the run was started with"
             )
+    for name, here in batches.identity().items():
+        if before.get(name) != here:
+            raise CheckpointError(
+                f"{path} was trained on other batches: {name} was {before.get(name)!r} and is "
+                f"{here!r} now; resume with the data and configuration the run was started with"
+            )
+    if place["batches"]["epoch"] > max_epochs:
+        raise CheckpointError(
+            f"{path} has {place['batches']['epoch']} epochs behind it, more than "
+            f"trainer.max_epochs={max_epochs}"
+        )
 
 
 class quiet_lightning:

@@ -91,6 +91,14 @@ def test_batches_are_even_and_waste_little() -> None:
     assert padded < 1.15 * sum(tokens)
 
 
+def test_small_logs_have_steps_too() -> None:
+    store = store_of([9] * 50)
+    batches = TrainingBatches(store, store.lengths, 8, 6400, seed=0, minimum_batches=20)
+    assert len(batches) == 20
+    assert sum(len(targets) for _, targets in batches) == 400
+    assert len(TrainingBatches(store, store.lengths, 8, 6400, seed=0, minimum_batches=99)) == 50
+
+
 def test_history_is_the_newest_events_before_the_end() -> None:
     store = store_of([6, 2])
     batch = history_batch(store, np.array([0, 1, 1]), np.array([5, 1, 0]), max_length=3)

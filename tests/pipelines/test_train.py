@@ -148,16 +148,18 @@ def test_evaluation_gives_the_same_digits(trained: tuple[Place, dict[str, Any], 
     other = place.command(
         "evaluate",
         f"run={result['run_id']}",
-        "evaluation.ks=[1,10]",
-        "evaluation.baselines=false",
+        "evaluation.ks=[1,50]",
+        "evaluation.tie_seed=3",
         "result=other.json",
     )
     assert other.returncode == 0, other.stderr
-    (row,) = json.loads((place.folder / "other.json").read_text())["rows"]
+    assert "evaluation.ks is [1, 50] here and was [5, 10, 20] in training" in other.stdout
+    row, *beside = json.loads((place.folder / "other.json").read_text())["rows"]
     (place.folder / "other.json").unlink()
-    name = "test/loo-full-all/ndcg_10"
-    assert row["metrics"][name] == result["rows"][0]["metrics"][name]
-    assert "test/loo-full-all/hr_1" in row["metrics"]
+    assert len(beside) == 4
+    assert row["metrics"]["test/loo-full-all/hr_50"] >= row["metrics"]["test/loo-full-all/hr_1"]
+    evaluation = refused(place, "evaluate", f"run={again['run_id']}")
+    assert "is a run of evaluate, which holds no model" in evaluation
 
 
 def test_same_seed_same_digits_and_another_seed_others(
@@ -202,9 +204,10 @@ def test_ctrl_c_then_resume_equals_uninterrupted(
         assert database.execute(ask, (run_id,)).fetchone() == ("KILLED",)
     assert (place.home / "data/cache/runs" / run_id / "last.ckpt").exists()
 
-    changed = place.command("train", f"resume={run_id}", "trainer.learning_rate=0.5")
-    assert changed.returncode == 2
-    assert "leave out trainer.learning_rate (0.01 there, 0.5 here)" in changed.stderr
+    for other in ("0.5", "0.001"):  # the second is the shipped default
+        changed = place.command("train", f"resume={run_id}", f"trainer.learning_rate={other}")
+        assert changed.returncode == 2
+        assert f"leave out trainer.learning_rate (0.01 there, {other} here)" in changed.stderr
 
     resumed = place.command("train", f"resume={run_id}", "result=out/resumed.json")
     assert resumed.returncode == 0, resumed.stderr
@@ -229,6 +232,7 @@ def refused(place: Place, name: str, *arguments: str, **more: Any) -> str:
     ("overrides", "words"),
     [
         (["model.heads=3"], "width 8 is not divisible by heads 3; the nearest"),
+        (["model.feedforward=0"], "feedforward must be at least 1, not 0"),
         (["model.dropout=1.5"], "dropout must be in [0, 1), not 1.5"),
         (["trainer.monitor=ndgc_10"], "no metric 'ndgc_10'. Did you mean 'ndcg_10'?"),
         (["trainer.max_epochs=0"], "trainer.max_epochs must be at least 1, not 0"),

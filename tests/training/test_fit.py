@@ -163,12 +163,40 @@ def test_bad_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
         Trial(tmp_path, width=16).fit(1, resume=trial.checkpoint)
 
 
+def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    falling = iter([0.5, 0.4, 0.3, 0.9, 0.9])
+    trial.validate = lambda model: {"val/score": next(falling)}  # type: ignore[method-assign]
+    stopped = trial.fit(5, patience=2)
+    assert (stopped.best_epoch, stopped.epochs) == (1, 3)
+    again = Trial(tmp_path)
+    again.validate = trial.validate  # type: ignore[method-assign]
+    resumed = again.fit(5, patience=2, resume=trial.checkpoint)
+    assert again.steps == 0
+    assert (resumed.best_epoch, resumed.best_score) == (1, 0.5)
+    for name, value in trial.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
+
+
+def test_a_checkpoint_of_other_batches_is_refused(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    trial.fit(2)
+    other = Trial(tmp_path)
+    other.batches = TrainingBatches(other.store, other.split.training_ends, 40, 500, seed=0)
+    with pytest.raises(
+        CheckpointError, match="other batches: batches_per_epoch was 8 and is 4 now"
+    ):
+        other.fit(2, resume=trial.checkpoint)
+    with pytest.raises(CheckpointError, match=r"has 2 epochs behind it, more than .*max_epochs=1"):
+        Trial(tmp_path).fit(1, resume=trial.checkpoint)
+
+
 def test_checkpoints_hold_nothing_but_tensors_numbers_and_strings(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     trial.fit(1)
     state = torch.load(trial.checkpoint, weights_only=True)
     assert {"state_dict", "optimizer_states", "loops", "callbacks"} <= state.keys()
-    assert not list(tmp_path.glob("*.writing"))
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_ctrl_c_stays_ctrl_c_and_keeps_the_checkpoint(tmp_path: Path) -> None:

@@ -77,9 +77,16 @@ class SASRec(nn.Module):
         initial_scale: float = 0.02,
     ) -> None:
         super().__init__()
-        for name, value in (("max_length", max_length), ("width", width), ("layers", layers)):
+        for name, value in (
+            ("max_length", max_length),
+            ("width", width),
+            ("layers", layers),
+            ("feedforward", feedforward),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if not 0 < initial_scale < float("inf"):
+            raise ValueError(f"initial_scale must be positive, not {initial_scale}")
         self.max_length = max_length
         self.embedding_scale = width**0.5 if embedding_scale is None else embedding_scale
         self.items = nn.Embedding(catalogue_size, width, padding_idx=0)
