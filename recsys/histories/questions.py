@@ -109,8 +109,8 @@ def leave_one_out(store: HistoryStore, validation_users: int | None = None, seed
     if training_ends.max() < 2:
         raise SplitError(
             "after leave-one-out nobody has two training events, so there is nothing to learn "
-            f"from: the longest of {store.users:,} histories has {int(lengths.max())} events; longer "
-            "histories are needed, or split.validation_users=N asks only N of the users to validate"
+            f"from: the longest of {store.users:,} histories has {int(lengths.max())} events; it "
+            "takes longer ones, or split.validation_users=N, which asks only N users to validate"
         )
     return Split(
         protocol="loo",
