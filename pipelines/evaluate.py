@@ -61,16 +61,19 @@ def run(config: EvaluateConfig) -> None:
 
     folder = info.artifact("model")
     described = read_description(folder)
-    from recsys.histories.store import open_store
+    from recsys.histories.store import HistoryStore, open_store
 
-    store = open_store(make_store(data))
-    if store.item_vocabulary.fingerprint != described["item_vocabulary"]:
-        raise ModelError(
-            f"run {info.run_id} ('{info.name}') was trained on other items than this store of "
-            f"'{data.name}' holds ({described['arguments']['catalogue_size'] - 1:,} there, "
-            f"{store.catalogue_size - 1:,} here): a model can only be judged on items it knows; "
-            "leave out data= to take the run's own"
-        )
+    def accept(store: HistoryStore) -> None:
+        if store.item_vocabulary.fingerprint != described["item_vocabulary"]:
+            raise ModelError(
+                f"run {info.run_id} ('{info.name}') was trained on other items than this store of "
+                f"'{data.name}' holds ({described['arguments']['catalogue_size'] - 1:,} there, "
+                f"{store.catalogue_size - 1:,} here): a model can only be judged on items it "
+                "knows; leave out data= to take the run's own"
+            )
+        make_split(split_config, store)
+
+    store = open_store(make_store(data, accept))
     model, _ = load_model(folder)
     judge = Judge(
         store,

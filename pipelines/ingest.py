@@ -15,20 +15,25 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.entry import main
 from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, write_result
 from pipelines.schemas import DataConfig, IngestConfig
 
+if TYPE_CHECKING:
+    from recsys.histories.store import HistoryStore
 
-def make_store(data: DataConfig) -> Path:
+
+def make_store(data: DataConfig, accept: Callable[[HistoryStore], object] | None = None) -> Path:
     """The store of a log: fetched if it is a public data set, ingested if it is not cached.
 
     Args:
         data: the log and how it is cleaned.
+        accept: raises if the store is of no use to the command; then none is left behind.
 
     Returns:
         The folder of the store.
@@ -69,7 +74,9 @@ def make_store(data: DataConfig) -> Path:
         from recsys.logs.sources import fetch
 
         path = str(fetch(data.source, cache_dir(), say=_say))
-    return ingest(path, columns, cleaning, cache_dir(), verify=data.verify, name=data.name)
+    return ingest(
+        path, columns, cleaning, cache_dir(), verify=data.verify, name=data.name, accept=accept
+    )
 
 
 def run(config: IngestConfig) -> None:

@@ -54,13 +54,16 @@ def run(config: TrainConfig) -> None:
     resumed, checkpoint = None, None
     if config.resume is not None:
         resumed, checkpoint = find_checkpoint(config)
+        from recsys.training.fit import read_checkpoint
+
+        read_checkpoint(checkpoint)  # a damaged one: said before anything is written
         if resumed is not None:
             config = settings_of(resumed, config)
     check_evaluation(config.evaluation, config.trainer.monitor)
     check_trainer(config)
     make_model(config.model, catalogue_size=2, seed=config.seed)  # wrong arguments: said at once
 
-    folder = make_store(config.data)
+    folder = make_store(config.data, accept=lambda store: make_split(config.split, store))
     from recsys.histories.ingest_report import read_report
     from recsys.histories.store import open_store
 

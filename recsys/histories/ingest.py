@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def ingest(
     *,
     verify: bool = False,
     name: str = "log",
+    accept: Callable[[HistoryStore], object] | None = None,
 ) -> Path:
     """Make the histories store of a log, or find the one made before.
 
@@ -57,6 +58,8 @@ def ingest(
         verify: hash all sources again, and the files of a store that is found; a damaged one is
             made anew.
         name: of the data set, part of the folder's name.
+        accept: called with the store, found or about to be written; what it raises is passed on,
+            and a store that is not there yet is then not written.
 
     Returns:
         The folder of the store: `stores/<name>-<first 12 digits of the fingerprint>`.
@@ -76,11 +79,13 @@ def ingest(
     folder = cache_dir / "stores" / f"{name}-{fingerprint[:12]}"
     if folder.exists():
         try:
-            open_store(folder, verify)
+            store = open_store(folder, verify)
         except StoreError:
             if not verify:
                 raise
         else:
+            if accept is not None:
+                accept(store)
             remember_digests(digests, memory)
             return folder
     log = open_log(path, columns, cleaning.time_unit)
@@ -93,6 +98,8 @@ def ingest(
         events = events.with_columns(user=users, item=items)
         events, steps = clean(events, cleaning)
         store = _store_of(events, user_ids, item_ids)
+        if accept is not None:
+            accept(store)
         report = build_report(
             store, name=name, fingerprint=fingerprint, rows_in=rows, rejected=rejected, steps=steps
         )

@@ -138,30 +138,42 @@ def fit(
     )
 
 
-def check_checkpoint(
-    path: Path, task: NextItemTask, batches: TrainingBatches, max_epochs: int
-) -> None:
-    """Refuses a checkpoint that is missing, truncated, of another model or of other batches.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Everything a checkpoint holds, once it is known to be whole.
 
     Raises:
-        CheckpointError: which of these, and what to do.
+        CheckpointError: it is missing, truncated, or of another format version.
     """
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint {path} to resume from")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        weights: dict[str, Tensor] = state["state_dict"]
-        place: dict[str, Any] = state["callbacks"][Position.__qualname__]
-        before: dict[str, Any] = place["identity"]
+        version = state["callbacks"][Position.__qualname__]["version"]
+        state["state_dict"].keys()
     except Exception as error:
         raise CheckpointError(
             f"{path} is not a whole checkpoint ({type(error).__name__}); it may have been cut off "
             "while it was copied: train again without resume="
         ) from error
-    if place["version"] != CHECKPOINT_VERSION:
+    if version != CHECKPOINT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {place['version']}, this release reads {CHECKPOINT_VERSION}"
+            f"{path} has format version {version}, this release reads {CHECKPOINT_VERSION}"
         )
+    return state
+
+
+def check_checkpoint(
+    path: Path, task: NextItemTask, batches: TrainingBatches, max_epochs: int
+) -> None:
+    """Refuses a checkpoint that is not whole, or is of another model or of other batches.
+
+    Raises:
+        CheckpointError: which of these, and what to do.
+    """
+    state = read_checkpoint(path)
+    weights: dict[str, Tensor] = state["state_dict"]
+    place: dict[str, Any] = state["callbacks"][Position.__qualname__]
+    before: dict[str, Any] = place["identity"]
     own = task.state_dict()
     for name in own.keys() | weights.keys():
         here = tuple(own[name].shape) if name in own else None
