@@ -16,6 +16,7 @@ Deviations from the paper:
   (positions="newest").
 * The item embedding is multiplied by `embedding_scale` (the paper's code: √D), and by nothing
   when it is 1.
+* The epsilon of the layer norms is torch's 1e-5; the authors' is 1e-8.
 """
 
 from __future__ import annotations
