@@ -125,3 +125,55 @@ def leave_one_out(store: HistoryStore, validation_users: int | None = None, seed
             "test_questions": len(eligible),
         },
     )
+
+
+def user_share(store: HistoryStore, share: float = 0.1) -> Split:
+    """The newest share of each user's own events is the test, the same number before it validation.
+
+    A user with n events has k = max(1, ⌈n · share⌉). The test question is (n−k, n−k, n), the
+    validation question (n−2k, n−2k, n−k), and training ends at n−2k. Users of whom training would
+    keep nothing (n ≤ 2k) only train.
+
+    Args:
+        store: the histories.
+        share: of each user's events, for each of test and validation; more than 0, less than ½.
+
+    Raises:
+        SplitError: the share is out of range, nobody has enough events, or nothing is left to
+            train on.
+    """
+    if not 0 < share < 0.5:
+        raise SplitError(f"split.share must be more than 0 and less than 0.5, not {share}")
+    lengths = store.lengths
+    # A share such as 0.1 is no binary fraction: 70 · 0.1 is 7.000000000000001, and means 7.
+    answers = np.maximum(1, np.ceil(lengths * share - 1e-9).astype(np.int64))
+    eligible = np.flatnonzero(lengths > 2 * answers)
+    if len(eligible) == 0:
+        raise SplitError(
+            f"a split by share needs users with at least 3 events (training, validation, test); "
+            f"the longest of {store.users:,} histories has {int(lengths.max(initial=0))}"
+        )
+    training_ends = lengths.copy()
+    training_ends[eligible] -= 2 * answers[eligible]
+    if training_ends.max() < 2:
+        raise SplitError(
+            "after the split by share nobody has two training events, so there is nothing to learn "
+            f"from: the longest of {store.users:,} histories has {int(lengths.max())} events"
+        )
+    test_begins = lengths[eligible] - answers[eligible]
+    val_begins = training_ends[eligible]
+    return Split(
+        protocol="share",
+        training_ends=training_ends,
+        validation=Questions(eligible, val_begins, val_begins, test_begins),
+        test=Questions(eligible, test_begins, test_begins, lengths[eligible]),
+        counts={
+            "users": store.users,
+            "users_only_training": int(store.users - len(eligible)),
+            "training_events": int(training_ends.sum()),
+            "validation_questions": len(eligible),
+            "validation_events": int(answers[eligible].sum()),
+            "test_questions": len(eligible),
+            "test_events": int(answers[eligible].sum()),
+        },
+    )
