@@ -8,10 +8,15 @@ end per user plus one table of questions per stage; nothing is copied.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import numpy as np
 
-from recsys.histories.store import HistoryStore
+from recsys.histories.store import NO_TIME, HistoryStore
+from recsys.logs.schema import parse_moment
+
+Target = Literal["last", "first", "all", "successive"]
 
 
 class SplitError(ValueError):
@@ -57,6 +62,7 @@ class Split:
         validation: questions for choosing (early stopping, tuning).
         test: questions for the final table.
         counts: what the split did, for the report.
+        in_words: what is asked, for the legend of a table.
     """
 
     protocol: str
@@ -64,6 +70,7 @@ class Split:
     validation: Questions
     test: Questions
     counts: dict[str, int]
+    in_words: str
 
 
 def leave_one_out(store: HistoryStore, validation_users: int | None = None, seed: int = 0) -> Split:
@@ -124,6 +131,7 @@ def leave_one_out(store: HistoryStore, validation_users: int | None = None, seed
             "validation_questions": len(asked),
             "test_questions": len(eligible),
         },
+        in_words="leave-one-out: each user's last event",
     )
 
 
@@ -176,4 +184,175 @@ def user_share(store: HistoryStore, share: float = 0.1) -> Split:
             "test_questions": len(eligible),
             "test_events": int(answers[eligible].sum()),
         },
+        in_words=f"the newest {share:g} of each user's own events, all of them answers",
     )
+
+
+def global_time(
+    store: HistoryStore,
+    *,
+    validation_cut: float | str,
+    test_cut: float | str,
+    target: Target,
+    new_users: Literal["asked", "left_out"],
+) -> Split:
+    """Two moments cut all histories: nothing is learnt from what comes after the first.
+
+    Training sees the events before the validation cut. A stage's window is the events from its cut
+    on, the validation's up to the test cut. With window [c, e) of a user the questions are
+
+    * last: (e−1, e−1, e), the newest event, asked with everything before it;
+    * first: (c, c, c+1);
+    * all: (c, c, e), one question with all events of the window as answers;
+    * successive: (p, p, p+1) for every p of the window.
+
+    Users without events in a window are not asked there, users without any only train.
+
+    A log ordered by an `order` column may lack times. An event without time lies between the known
+    times around it. Users of whom it is not certain at which event a cut falls ask nothing, and
+    train on what certainly came before the validation cut; they are counted as
+    `users_cut_uncertain`.
+
+    Args:
+        store: the histories.
+        validation_cut: a share of the events in time order, such as 0.8, or a moment (ISO 8601).
+            The cut stands before the first event at it: equal times stay together.
+        test_cut: the same, later.
+        target: which events of a window are answers.
+        new_users: whether to ask users who have no event before the stage's cut. With "first" and
+            "all" their histories are empty.
+
+    Raises:
+        SplitError: the log has no times, a cut is out of range, the cuts leave training or a
+            stage without anything, or an unknown target.
+    """
+    if target not in ("last", "first", "all", "successive"):
+        raise SplitError(
+            f"split.target must be 'last', 'first', 'all' or 'successive', not {target!r}"
+        )
+    if new_users not in ("asked", "left_out"):
+        raise SplitError(f"split.new_users must be 'asked' or 'left_out', not {new_users!r}")
+    if store.times is None or not (known := store.times != NO_TIME).any():
+        raise SplitError(
+            "a split by time needs times, and the log has none; check data.columns.time, or take "
+            "split=loo or split=share"
+        )
+    known_times = store.times[known]
+    first = _moment(known_times, validation_cut, "split.validation_cut")
+    second = _moment(known_times, test_cut, "split.test_cut")
+    if not first < second:
+        raise SplitError(
+            f"split.validation_cut={validation_cut} ({_date(first)}) must be earlier than "
+            f"split.test_cut={test_cut} ({_date(second)})"
+        )
+    training_ends, first_certain = _events_before(store, known, first)
+    test_begins, second_certain = _events_before(store, known, second)
+    asked = first_certain & second_certain
+    stages = {}
+    counts = {
+        "users": store.users,
+        "users_cut_uncertain": int((~asked).sum()),
+        "training_users": int((training_ends > 0).sum()),
+        "training_events": int(training_ends.sum()),
+    }
+    for stage, cut, begins, ends in (
+        ("validation", first, training_ends, test_begins),
+        ("test", second, test_begins, store.lengths),
+    ):
+        users = np.flatnonzero(asked & (ends > begins))
+        new = begins[users] == 0
+        counts[f"{stage}_users_new"] = int(new.sum())
+        if new_users == "left_out":
+            users = users[~new]
+        if len(users) == 0:
+            raise SplitError(
+                f"no {stage} questions: nobody who may be asked has events "
+                + (f"from {_date(first)} to {_date(second)}" if cut == first else "")
+                + (f"from {_date(second)} on" if cut == second else "")
+                + f"; the log's times run from {_date(known_times.min())} to "
+                f"{_date(known_times.max())}; move split.validation_cut and split.test_cut"
+            )
+        questions = _window_questions(users, begins[users], ends[users], target)
+        stages[stage] = questions
+        counts[f"{stage}_users"] = len(users)
+        counts[f"{stage}_questions"] = len(questions)
+        counts[f"{stage}_answers"] = int((questions.target_ends - questions.target_begins).sum())
+    if training_ends.max() < 2:
+        raise SplitError(
+            f"nobody has two events before split.validation_cut={validation_cut} "
+            f"({_date(first)}), so there is nothing to learn from"
+        )
+    answers = {
+        "last": "each user's last event",
+        "first": "each user's first event",
+        "all": "all of each user's events",
+        "successive": "each event",
+    }[target]
+    return Split(
+        protocol=f"time-{target}",
+        training_ends=training_ends,
+        validation=stages["validation"],
+        test=stages["test"],
+        counts=counts,
+        in_words=f"{answers} from {_date(second)} on; trained on what came before {_date(first)}",
+    )
+
+
+def _moment(known_times: np.ndarray, cut: float | str, setting: str) -> int:
+    """Microseconds of a cut given as a share of the events or as a moment."""
+    if isinstance(cut, str):
+        return parse_moment(cut, setting)
+    if not 0 < cut < 1:
+        raise SplitError(
+            f"{setting} must be a share of the events between 0 and 1, or a moment such as "
+            f"2001-02-01, not {cut}"
+        )
+    rank = int(len(known_times) * cut + 1e-9)  # 0.29 · 100 is 28.999999999999996, and means 29
+    return int(np.partition(known_times, rank)[rank])
+
+
+def _date(micros: int) -> str:
+    """As short as it can be said.
+
+    >>> _date(0), _date(90_000_000)
+    ('1970-01-01', '1970-01-01T00:01:30')
+    """
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(micros))
+    return moment.replace(tzinfo=None).isoformat().removesuffix("T00:00:00")
+
+
+def _events_before(
+    store: HistoryStore, known: np.ndarray, cut: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each user: events certainly before the cut (int64), whether these are all of them (bool).
+
+    They are where the event after the last one known to be earlier is the first one known to be
+    not: nothing of unknown time stands between, and nothing is out of order.
+    """
+    assert store.times is not None
+    begins, lengths = store.offsets[:-1], store.lengths
+    before = np.flatnonzero(known & (store.times < cut))
+    after = np.flatnonzero(known & (store.times >= cut))[::-1]
+    earlier, later = np.zeros_like(lengths), lengths.copy()
+    # Of several assignments to one place the last one stays.
+    user = np.searchsorted(store.offsets, before, side="right") - 1
+    earlier[user] = before + 1 - begins[user]
+    user = np.searchsorted(store.offsets, after, side="right") - 1
+    later[user] = after - begins[user]
+    return np.minimum(earlier, later), earlier == later
+
+
+def _window_questions(
+    users: np.ndarray, begins: np.ndarray, ends: np.ndarray, target: Target
+) -> Questions:
+    """The questions of users whose window `[begin, end)` holds at least one event."""
+    if target == "all":
+        return Questions(users, begins, begins, ends)
+    if target == "first":
+        return Questions(users, begins, begins, begins + 1)
+    if target == "last":
+        return Questions(users, ends - 1, ends - 1, ends)
+    sizes = ends - begins
+    before = np.cumsum(sizes) - sizes
+    at = np.arange(int(sizes.sum())) + np.repeat(begins - before, sizes)
+    return Questions(np.repeat(users, sizes), at, at, at + 1)
