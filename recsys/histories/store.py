@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from recsys.histories.attributes import Attribute
+from recsys.histories.impressions import Impressions
 from recsys.histories.vocabulary import Vocabulary
 from recsys.logs.files import disk_errors, name_aside, sha256_of, sync, write_text
 
@@ -47,6 +49,9 @@ class HistoryStore:
         labels: int8 [events], 0 or 1 (-1 where unknown), or None.
         user_vocabulary: raw user ids, index 0 ...
         item_vocabulary: raw item ids, index 1 ...
+        attributes: raw columns by "user.<column>" [users], "item.<column>" [V, the padding has no
+            value] and "event.<column>" [events].
+        impressions: what was shown, where the data have an impression log.
         manifest: format version, counts, settings, source digests, fingerprint.
         path: the folder it was opened from; None when it lives in memory only.
     """
@@ -58,6 +63,8 @@ class HistoryStore:
     times: np.ndarray | None = None
     ratings: np.ndarray | None = None
     labels: np.ndarray | None = None
+    attributes: dict[str, Attribute] = field(default_factory=dict)
+    impressions: Impressions | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
 
