@@ -1,7 +1,8 @@
 """Mappings into dataclasses, strictly: no unknown key, nothing missing, no silent conversion.
 
 Field types: dataclasses, str, int, float, bool, None, Literal, list[T], dict[str, T] and unions of
-them. A union of dataclasses is told apart by its members' `name: Literal[...]`.
+them. A union of dataclasses is told apart by its members' `name: Literal[...]`, or by their
+`kind: Literal[...]`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,14 @@ def keys_of(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for name, hint in _hints(member).items():
             yield prefix + name, hint
             yield from keys_of(hint, f"{prefix}{name}.")
+
+
+def hints_of(schema: Any, key: str) -> list[Any]:
+    """The types that a dotted key below a dataclass may have: several in a union, [] for none."""
+    hints = [schema]
+    for part in key.split("."):
+        hints = [deeper for hint in hints for deeper in _below(hint, part)]
+    return hints
 
 
 def nearest(name: str, choices: list[str], prefix: str = "") -> str:
@@ -117,21 +126,25 @@ class _Check:
         classes = _dataclasses(hint)
         if classes and value is not None:
             return self.one_of(classes, value, key)
+        inner = _values_of(hint)
+        if _dataclasses(inner) and isinstance(value, dict):
+            return {str(n): self.value(inner, part, f"{key}.{n}") for n, part in value.items()}
         try:
             return _convert(hint, value)
         except TypeError:
             return self.fail(key, hint, value)
 
     def one_of(self, classes: list[Any], value: Any, key: str) -> Any:
-        """The member of a union of dataclasses that `value["name"]` names."""
+        """The member of a union of dataclasses that `value["name"]`, or "kind", names."""
         if len(classes) == 1 or not isinstance(value, dict):
             return self.dataclass(classes[0], value, key)
-        by_name = {name: c for c in classes for name in get_args(_hints(c).get("name"))}
-        name = value.get("name", REQUIRED)
-        if name not in by_name:
-            names = Literal[tuple(by_name)]  # type: ignore[valid-type]
-            return self.value(names, name, f"{key}.name")
-        return self.dataclass(by_name[name], value, key)
+        tag = "name" if "name" in _hints(classes[0]) else "kind"
+        by_tag = {word: c for c in classes for word in get_args(_hints(c).get(tag))}
+        word = value.get(tag, REQUIRED)
+        if not isinstance(word, str) or word not in by_tag:
+            words = Literal[tuple(by_tag)]  # type: ignore[valid-type]
+            return self.value(words, word, f"{key}.{tag}")
+        return self.dataclass(by_tag[word], value, key)
 
 
 @cache
@@ -146,6 +159,19 @@ def _members(hint: Any) -> list[Any]:
 
 def _dataclasses(hint: Any) -> list[Any]:
     return [member for member in _members(hint) if dataclasses.is_dataclass(member)]
+
+
+def _values_of(hint: Any) -> Any:
+    """T of a `dict[str, T]`, None of anything else."""
+    dicts = [member for member in _members(hint) if get_origin(member) is dict]
+    return get_args(dicts[0])[1] if dicts else None
+
+
+def _below(hint: Any, part: str) -> list[Any]:
+    """The types of the field `part` of a dataclass, or of an entry of a dict."""
+    inner = _values_of(hint)
+    found = [_hints(member).get(part) for member in _dataclasses(hint)]
+    return [deeper for deeper in [inner, *found] if deeper is not None]
 
 
 def _choices(hint: Any) -> list[Any]:

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
-from pipelines.checking import REQUIRED, ConfigError, build, keys_of, nearest, takes_text
+from pipelines.checking import REQUIRED, ConfigError, build, hints_of, nearest, takes_text
 
 C = TypeVar("C")
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -282,7 +282,7 @@ def _split(text: str) -> tuple[str, str, str]:
 
 def _is_text(schema: type, key: str) -> bool:
     """Whether a key takes text, or one of some words, and nothing else but null."""
-    hints = [hint for full, hint in keys_of(schema) if full == key]
+    hints = hints_of(schema, key)
     return bool(hints) and all(takes_text(hint) for hint in hints)
 
 

@@ -8,7 +8,7 @@ join it with `|`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -33,6 +33,122 @@ class ColumnsConfig:
     label: str | None
 
 
+Entity = Literal["user", "item", "event", "context"]
+
+
+@dataclass(frozen=True)
+class CategoricalConfig:
+    """`recsys.histories.features.Categorical`, whose docstring explains the fields.
+
+    Entries of `data.features` may leave out what has a default here: there is no file that says
+    it once for all of them.
+    """
+
+    kind: Literal["categorical"]
+    of: Entity
+    column: str
+    minimum_count: int = 1
+
+
+@dataclass(frozen=True)
+class MultiValuedConfig:
+    """`recsys.histories.features.MultiValued`."""
+
+    kind: Literal["multi"]
+    of: Entity
+    column: str
+    minimum_count: int = 1
+    separator: str = "|"
+
+
+@dataclass(frozen=True)
+class HashedConfig:
+    """`recsys.histories.features.Hashed`."""
+
+    kind: Literal["hashed"]
+    of: Entity
+    column: str
+    buckets: int
+
+
+@dataclass(frozen=True)
+class NumericConfig:
+    """`recsys.histories.features.Numeric`."""
+
+    kind: Literal["numeric"]
+    of: Entity
+    column: str
+
+
+@dataclass(frozen=True)
+class QuantileConfig:
+    """`recsys.histories.features.Quantile`."""
+
+    kind: Literal["quantile"]
+    of: Entity
+    column: str
+    buckets: int = 10
+
+
+@dataclass(frozen=True)
+class RecencyConfig:
+    """`recsys.histories.features.Recency`."""
+
+    kind: Literal["recency"]
+    buckets: int = 24
+
+
+@dataclass(frozen=True)
+class HourOfWeekConfig:
+    """`recsys.histories.features.HourOfWeek`."""
+
+    kind: Literal["hour_of_week"]
+    of: Literal["event", "context"]
+
+
+FeatureConfig = (
+    CategoricalConfig
+    | MultiValuedConfig
+    | HashedConfig
+    | NumericConfig
+    | QuantileConfig
+    | RecencyConfig
+    | HourOfWeekConfig
+)
+
+
+@dataclass(frozen=True)
+class ImpressionColumnsConfig:
+    """The names of the impression log's columns.
+
+    Attributes:
+        user: who was shown the item.
+        item: what was shown.
+        time: when.
+        label: 0 or 1, clicked or not.
+        request: which candidates were shown together; null if the log does not say.
+    """
+
+    user: str = "user"
+    item: str = "item"
+    time: str = "time"
+    label: str = "label"
+    request: str | None = "request"
+
+
+@dataclass(frozen=True)
+class ImpressionsConfig:
+    """A log of what was shown, one row a candidate.
+
+    Attributes:
+        path: a file or a glob.
+        columns: the names of its columns.
+    """
+
+    path: str
+    columns: ImpressionColumnsConfig = field(default_factory=ImpressionColumnsConfig)
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """A log and how it is cleaned.
@@ -42,6 +158,13 @@ class DataConfig:
         source: a public data set that is fetched; null reads `path`.
         path: a file or a glob; with a `source`, a local copy of its canonical table.
         columns: the names of the log's columns.
+        users: a table with a row a user, for features; null: none, or the source's own.
+        users_key: its column with the user id; null: named as in the log.
+        items: a table with a row an item, for features; null: none, or the source's own.
+        items_key: its column with the item id; null: named as in the log.
+        features: by name: what models may know of users, items, events and the question's context.
+        impressions: a second log, of what was shown; null: the log's own events are the candidates.
+        label_from_rating: label 1 from this rating on, for logs without a column of labels.
         time_unit: of whole-number times.
         deduplicate: "exact" rows, or keep the "first" or "last" event of a user with an item.
         user_core: drop users with fewer events than this, and again until nothing changes.
@@ -60,6 +183,13 @@ class DataConfig:
     source: str | None
     path: str | None
     columns: ColumnsConfig
+    users: str | None
+    users_key: str | None
+    items: str | None
+    items_key: str | None
+    features: dict[str, FeatureConfig]
+    impressions: ImpressionsConfig | None
+    label_from_rating: float | None
     time_unit: Literal["auto", "s", "ms", "us"]
     deduplicate: Literal["off", "exact", "first", "last"]
     user_core: int

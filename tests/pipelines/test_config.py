@@ -125,7 +125,8 @@ def test_schemas_equal_what_they_configure() -> None:
     assert_same_signature(ColumnsConfig, Columns, set())
     cleaning = get_type_hints(Cleaning)
     assert cleaning.items() <= get_type_hints(DataConfig).items()
-    own = {"name", "source", "path", "columns", "repeats", "verify"}
+    own = {"name", "source", "path", "columns", "repeats", "verify", "label_from_rating"}
+    own |= {"users", "users_key", "items", "items_key", "features", "impressions"}
     assert {field.name for field in fields(DataConfig)} - own == set(cleaning)
 
 
