@@ -1,0 +1,1 @@
+"""Models of clicks: will this user take this candidate?"""
