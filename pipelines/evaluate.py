@@ -27,6 +27,7 @@ from pipelines.judging import (
     file_name,
     make_split,
     say,
+    split_counts,
     table,
 )
 from pipelines.paths import artifact_root, tracking_uri
@@ -81,6 +82,7 @@ def run(config: EvaluateConfig) -> None:
         config.evaluation,
         config.evaluation.filter_seen and not data.repeats,
     )
+    say(split_counts(judge.split))
     models: dict[str, Any] = {described["name"]: model}
     if config.evaluation.baselines:
         beside = baselines(judge, trained.trainer.monitor, data.repeats)

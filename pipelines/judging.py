@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.paths import cache_dir
-from pipelines.schemas import EvaluationConfig, SplitConfig
+from pipelines.schemas import EvaluationConfig, ShareConfig, SplitConfig, TimeConfig
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,10 +39,32 @@ def say(text: str) -> None:
 
 def make_split(split: SplitConfig, store: HistoryStore) -> Split:
     """The questions of the configured protocol."""
-    from recsys.histories.questions import leave_one_out
+    from recsys.histories.questions import global_time, leave_one_out, user_share
 
+    if isinstance(split, TimeConfig):
+        return global_time(
+            store,
+            validation_cut=split.validation_cut,
+            test_cut=split.test_cut,
+            target=split.target,
+            new_users=split.new_users,
+        )
+    if isinstance(split, ShareConfig):
+        return user_share(store, split.share)
     users = None if split.validation_users == "all" else split.validation_users
     return leave_one_out(store, users, split.seed)
+
+
+def split_counts(split: Split) -> str:
+    """What a split did, exclusions among it, in one line.
+
+    >>> from recsys.histories.questions import user_share
+    >>> from recsys.histories.store import HistoryStore
+    >>> split_counts(user_share(HistoryStore.from_lists([[1] * 4, [1]])))[:54]
+    'split share: users 2 · users only training 1 · trainin'
+    """
+    counts = (f"{name.replace('_', ' ')} {count:,}" for name, count in split.counts.items())
+    return f"split {split.protocol}: " + " · ".join(counts)
 
 
 @dataclass(frozen=True)
@@ -75,7 +97,7 @@ class Judge:
         seen = (
             "items already in the history left out" if self.filter_seen else "all items, seen too"
         )
-        return f"leave-one-out: each user's last event; whole catalogue ranked, {seen}"
+        return f"{self.split.in_words}; whole catalogue ranked, {seen}"
 
     def name(self, stage: str, metric: str) -> str:
         """Full name of a metric."""
@@ -154,6 +176,7 @@ def baselines(judge: Judge, monitor: str, repeats: bool) -> list[Baseline]:
         "store": store.fingerprint,
         "protocol": judge.protocol,
         "training_ends": hashlib.sha256(split.training_ends.tobytes()).hexdigest(),
+        "validation": digest_of(split.validation),
         "monitor": monitor,
         "tie_seed": judge.evaluation.tie_seed,
         "repeats": repeats,
@@ -183,6 +206,14 @@ def baselines(judge: Judge, monitor: str, repeats: bool) -> list[Baseline]:
         trials = [asdict(trial) for best in tuned for trial in best.trials]
         _write_baselines(folder, models, {"made_from": made_from, "trials": trials})
     return models
+
+
+def digest_of(questions: Questions) -> str:
+    """Identity of what is asked."""
+    digest = hashlib.sha256()
+    for array in dataclasses.astuple(questions):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _known_times(store: HistoryStore) -> np.ndarray | None:

@@ -221,7 +221,40 @@ class LeaveOneOutConfig:
     seed: int
 
 
-SplitConfig = LeaveOneOutConfig
+@dataclass(frozen=True)
+class ShareConfig:
+    """The newest events of every user are the test, as many before them validation.
+
+    Attributes:
+        name: of the protocol.
+        share: of the user's events, rounded up, for each of the two.
+    """
+
+    name: Literal["share"]
+    share: float
+
+
+@dataclass(frozen=True)
+class TimeConfig:
+    """Two moments cut all histories: training, validation, test.
+
+    Attributes:
+        name: of the protocol.
+        validation_cut: a share of the events in time order, such as 0.8, or a moment (ISO 8601).
+        test_cut: the same, later.
+        target: which events after a cut are answers: each user's "last", "first", "all" together,
+            or "successive", one question each.
+        new_users: whether users without events before a cut are asked too.
+    """
+
+    name: Literal["time"]
+    validation_cut: float | str
+    test_cut: float | str
+    target: Literal["last", "first", "all", "successive"]
+    new_users: Literal["asked", "left_out"]
+
+
+SplitConfig = LeaveOneOutConfig | ShareConfig | TimeConfig
 
 
 @dataclass(frozen=True)
@@ -256,7 +289,48 @@ class FullSoftmaxConfig:
     name: Literal["full_softmax"]
 
 
-ObjectiveConfig = FullSoftmaxConfig
+@dataclass(frozen=True)
+class SampledSoftmaxConfig:
+    """`recsys.objectives.sampled_softmax.SampledSoftmax`, whose docstring explains the fields."""
+
+    name: Literal["sampled_softmax"]
+    negatives: int
+    sampling: Literal["uniform", "popularity", "batch"]
+    shared_negatives: bool
+    temperature: float
+
+
+@dataclass(frozen=True)
+class GBCEConfig:
+    """`recsys.objectives.gbce.GBCE`, whose docstring explains the fields."""
+
+    name: Literal["gbce"]
+    negatives: int
+    t: float
+    shared_negatives: bool
+
+
+@dataclass(frozen=True)
+class BCEConfig:
+    """`recsys.objectives.bce.BCE`, whose docstring explains the fields."""
+
+    name: Literal["bce"]
+    negatives: int
+    sampling: Literal["uniform", "popularity", "batch"]
+    shared_negatives: bool
+
+
+@dataclass(frozen=True)
+class BPRConfig:
+    """`recsys.objectives.bpr.BPR`, whose docstring explains the fields."""
+
+    name: Literal["bpr"]
+    negatives: int
+    sampling: Literal["uniform", "popularity", "batch"]
+    shared_negatives: bool
+
+
+ObjectiveConfig = FullSoftmaxConfig | SampledSoftmaxConfig | GBCEConfig | BCEConfig | BPRConfig
 
 
 @dataclass(frozen=True)

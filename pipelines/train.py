@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipelines.checking import ConfigError, build
 from pipelines.entry import as_yaml, compose, main
 from pipelines.ingest import make_store
@@ -34,17 +36,25 @@ from pipelines.judging import (
     make_split,
     say,
     show_progress,
+    split_counts,
     table,
 )
 from pipelines.paths import artifact_root, cache_dir, tracking_uri
 from pipelines.result import check_result_path, peak_memory_gb, write_result
-from pipelines.schemas import ModelConfig, TrainConfig
+from pipelines.schemas import (
+    FullSoftmaxConfig,
+    LeaveOneOutConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
     from recsys.tracking.run import TrackedRun
     from recsys.training.fit import Fitted
+    from recsys.training.next_item_task import Objective
 
 
 def run(config: TrainConfig) -> None:
@@ -62,6 +72,7 @@ def run(config: TrainConfig) -> None:
     check_evaluation(config.evaluation, config.trainer.monitor)
     check_trainer(config)
     make_model(config.model, catalogue_size=2, seed=config.seed)  # wrong arguments: said at once
+    make_objective(config.objective, np.array([0, 1]))
 
     folder = make_store(config.data, accept=lambda store: make_split(config.split, store))
     from recsys.histories.ingest_report import read_report
@@ -76,6 +87,7 @@ def run(config: TrainConfig) -> None:
         f"{store.catalogue_size - 1:,} items; {split.counts['training_events']:,} events to train "
         f"on, {len(split.validation):,} validation and {len(split.test):,} test questions"
     )
+    say(split_counts(split))
 
     from recsys.tracking.run import TrackedRun, environment_tags
 
@@ -186,7 +198,6 @@ def train(
 ) -> Fitted:
     """Trains `model` in place; the best weights stay in it."""
     from recsys.histories.batches import TrainingBatches
-    from recsys.objectives.full_softmax import full_softmax
     from recsys.training.fit import fit
     from recsys.training.next_item_task import NextItemTask
 
@@ -202,7 +213,7 @@ def train(
     total_steps = trainer.max_epochs * len(batches)
     task = NextItemTask(
         model,
-        full_softmax,
+        make_objective(config.objective, item_counts(judge)),
         learning_rate=trainer.learning_rate,
         weight_decay=trainer.weight_decay,
         warmup_steps=min(trainer.warmup_steps, total_steps // 10),
@@ -229,6 +240,43 @@ def train(
         say=say,
         checkpoint_seconds=trainer.checkpoint_seconds,
     )
+
+
+def item_counts(judge: Judge) -> np.ndarray:
+    """int64 [V]: training events of each item."""
+    from recsys.models.baselines.popularity import training_events
+
+    store = judge.store
+    events = training_events(store.offsets, judge.split.training_ends)
+    return np.bincount(store.items[events], minlength=store.catalogue_size)
+
+
+def make_objective(config: ObjectiveConfig, item_counts_V: np.ndarray) -> Objective:
+    """What a next-item model is trained for.
+
+    Args:
+        config: its name and numbers.
+        item_counts_V: training events of each item, for drawing negatives.
+
+    Raises:
+        ValueError: a number out of range, named.
+    """
+    import torch
+
+    from recsys.objectives.bce import BCE
+    from recsys.objectives.bpr import BPR
+    from recsys.objectives.full_softmax import full_softmax
+    from recsys.objectives.gbce import GBCE
+    from recsys.objectives.sampled_softmax import SampledSoftmax
+
+    if isinstance(config, FullSoftmaxConfig):
+        return full_softmax
+    kinds = {"sampled_softmax": SampledSoftmax, "gbce": GBCE, "bce": BCE, "bpr": BPR}
+    arguments = asdict(config)
+    objective: Objective = kinds[arguments.pop("name")](
+        torch.from_numpy(item_counts_V), **arguments
+    )
+    return objective
 
 
 MODEL_NAMES = {"sasrec": "SASRec"}
@@ -272,8 +320,11 @@ def check_trainer(config: TrainConfig) -> None:
             raise ConfigError(f"trainer.{name} must not be negative, not {getattr(trainer, name)}")
     if trainer.learning_rate <= 0:
         raise ConfigError(f"trainer.learning_rate must be positive, not {trainer.learning_rate}")
-    if config.seed < 0 or config.split.seed < 0:
-        raise ConfigError(f"seed must not be negative, not {min(config.seed, config.split.seed)}")
+    seeds = [config.seed]
+    if isinstance(config.split, LeaveOneOutConfig):
+        seeds.append(config.split.seed)
+    if min(seeds) < 0:
+        raise ConfigError(f"seed must not be negative, not {min(seeds)}")
 
 
 def run_title(config: TrainConfig) -> str:

@@ -39,7 +39,8 @@ class NextItemTask(lightning.LightningModule):
 
     Args:
         model: gives hidden states [T, D] of a batch and an item table [V, D].
-        objective: loss of (hidden_TD, table_VD, targets_T).
+        objective: loss of (hidden_TD, table_VD, targets_T): a function, or a module with constants
+            of its own (no parameters).
         learning_rate: at its peak.
         weight_decay: decoupled.
         warmup_steps: of linear warm-up.

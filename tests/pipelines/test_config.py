@@ -12,13 +12,19 @@ import yaml
 from pipelines.checking import ConfigError, build
 from pipelines.entry import CONF, as_yaml, choices, compose, groups
 from pipelines.schemas import (
+    BCEConfig,
+    BPRConfig,
     ColumnsConfig,
     DataConfig,
     EvaluateConfig,
     FullSoftmaxConfig,
+    GBCEConfig,
     IngestConfig,
     LeaveOneOutConfig,
+    SampledSoftmaxConfig,
     SASRecConfig,
+    ShareConfig,
+    TimeConfig,
     TrainConfig,
 )
 
@@ -117,11 +123,23 @@ def assert_same_signature(schema: type, target: object, injected: set[str]) -> N
 
 
 def test_schemas_equal_what_they_configure() -> None:
+    from recsys.histories.questions import global_time, user_share
     from recsys.logs.cleaning import Cleaning
     from recsys.logs.schema import Columns
     from recsys.models.next_item.sasrec import SASRec
+    from recsys.objectives.bce import BCE
+    from recsys.objectives.bpr import BPR
+    from recsys.objectives.gbce import GBCE
+    from recsys.objectives.sampled_softmax import SampledSoftmax
 
     assert_same_signature(SASRecConfig, SASRec, {"catalogue_size"})
+    injected = {"item_counts_V"}
+    assert_same_signature(SampledSoftmaxConfig, SampledSoftmax, injected)
+    assert_same_signature(GBCEConfig, GBCE, injected)
+    assert_same_signature(BCEConfig, BCE, injected)
+    assert_same_signature(BPRConfig, BPR, injected)
+    assert_same_signature(ShareConfig, user_share, {"store"})
+    assert_same_signature(TimeConfig, global_time, {"store"})
     assert_same_signature(ColumnsConfig, Columns, set())
     cleaning = get_type_hints(Cleaning)
     assert cleaning.items() <= get_type_hints(DataConfig).items()
@@ -381,6 +399,19 @@ def test_the_yaml_of_a_config_gives_it_back() -> None:
     assert build(TrainConfig, yaml.safe_load(as_yaml(config)), lambda key: "") == config
     assert isinstance(config.split, LeaveOneOutConfig)
     assert isinstance(config.objective, FullSoftmaxConfig)
+
+
+def test_splits_and_objectives_are_told_apart_by_name() -> None:
+    settings = ["split=time", "split.test_cut=2001-02-01", "split.validation_cut=.85"]
+    config = compose("train", TrainConfig, [*settings, "objective=gbce", "objective.t=1"])
+    assert isinstance(config.split, TimeConfig) and isinstance(config.objective, GBCEConfig)
+    assert (config.split.test_cut, config.split.validation_cut) == ("2001-02-01", 0.85)
+    assert config.objective.t == 1.0
+    assert "unknown key 'split.seed'" in refusal("split=share", "split.seed=1")
+    assert "unknown key 'objective.sampling'" in refusal("objective=gbce", "objective.sampling=x")
+    message = refusal("split=time", "split.target=next")
+    assert "split.target must be last, first, all or successive, not 'next'" in message
+    assert "split.test_cut must be a number or text" in refusal("split=time", "split.test_cut=null")
 
 
 # --- through the real command ---

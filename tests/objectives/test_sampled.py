@@ -1,0 +1,308 @@
+"""Objectives with drawn negatives: what they tend to, equal, and never count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from recsys.objectives.bce import BCE
+from recsys.objectives.bpr import BPR
+from recsys.objectives.full_softmax import full_softmax_reference
+from recsys.objectives.gbce import GBCE, beta
+from recsys.objectives.negatives import NegativeItems, Sampling, logits_of
+from recsys.objectives.sampled_softmax import SampledSoftmax, sampled_softmax
+from tests.objectives.test_full_softmax import case
+
+SAMPLINGS: tuple[Sampling, ...] = ("uniform", "popularity", "batch")
+
+
+def gradients(loss: Tensor, *of: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, of))
+
+
+# --- sampled softmax ---
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_the_expected_gradient_is_that_of_the_full_softmax(
+    sampling: Sampling, shared: bool
+) -> None:
+    V, temperature = 7, 0.6
+    hidden, table, _ = case(100, V, 3, seed=1, scale=0.7)
+    # In a batch the answers are what popularity counts.
+    targets = torch.cat([torch.ones(50), torch.arange(50) % 5 + 2]).long()
+    counts = torch.bincount(targets, minlength=V)
+    expected = gradients(
+        full_softmax_reference(hidden / temperature, table, targets), hidden, table
+    )
+    objective = SampledSoftmax(
+        counts,
+        negatives=500,
+        sampling=sampling,
+        shared_negatives=shared,
+        temperature=temperature,
+    )
+    torch.manual_seed(0)
+    repeats = 40
+    found = [torch.zeros_like(hidden), torch.zeros_like(table)]
+    for _ in range(repeats):
+        for total, part in zip(
+            found, gradients(objective(hidden, table, targets), hidden, table), strict=True
+        ):
+            total += part / repeats
+    for got, wanted in zip(found, expected, strict=True):
+        assert (got - wanted).norm() < 0.03 * wanted.norm()
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 99), temperature=st.floats(0.1, 5))
+def test_draws_in_their_expected_numbers_give_the_full_softmax_exactly(
+    seed: int, temperature: float
+) -> None:
+    hidden, table, targets = case(9, 6, 4, seed)
+    weights = torch.tensor([0.0, 3, 1, 1, 2, 5])  # of 12 draws
+    negatives = torch.repeat_interleave(torch.arange(6), weights.long())
+    log_expected = weights.log()[negatives]
+    for drawn, log in (
+        (negatives, log_expected),
+        (negatives.expand(9, -1), log_expected.expand(9, -1)),
+    ):
+        loss = sampled_softmax(hidden, table, targets, drawn, log, temperature)
+        wanted = full_softmax_reference(hidden / temperature, table, targets)
+        torch.testing.assert_close(loss, wanted)
+        for a, b in zip(
+            gradients(loss, hidden, table), gradients(wanted, hidden, table), strict=True
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+# --- gBCE, BCE, BPR ---
+
+
+def official_gbce(answer: Tensor, negatives: Tensor, beta: float) -> Tensor:
+    """As in the authors' code: float64 and clamps (arXiv 2308.07192, section 5)."""
+    eps = 1e-10
+    largest = torch.finfo(torch.float64).max
+    p = torch.sigmoid(answer.double()).clamp(eps, 1 - eps)
+    odds = p.pow(-beta).clamp(1 + eps, largest)
+    transformed = torch.log((1 / (odds - 1)).clamp(eps, largest))
+    logits = torch.cat([transformed[:, None], negatives.double()], dim=1)
+    truth = torch.zeros_like(logits)
+    truth[:, 0] = 1
+    return nn.functional.binary_cross_entropy_with_logits(logits, truth)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    t=st.floats(0, 1),
+    scale=st.floats(0.1, 2),
+    N=st.integers(1, 20),
+    shared=st.booleans(),
+)
+def test_gbce_equals_the_authors_formula(
+    seed: int, t: float, scale: float, N: int, shared: bool
+) -> None:
+    V = 30
+    hidden, table, targets = case(8, V, 4, seed, scale)
+    objective = GBCE(torch.ones(V), negatives=N, t=t, shared_negatives=shared)
+    torch.manual_seed(seed)
+    loss = objective(hidden, table, targets)
+    torch.manual_seed(seed)
+    drawn = objective.draw(targets)
+    drawn = drawn.expand(8, -1) if shared else drawn
+    answer, logits, own = logits_of(hidden, table, targets, drawn)
+    alpha = N / (V - 2)
+    wanted = official_gbce(
+        answer,
+        logits.masked_fill(own, -torch.inf).clamp(min=-1e30),
+        alpha * (t * (1 - 1 / alpha) + 1 / alpha),
+    )
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_gbce_is_finite_where_probabilities_are_not() -> None:
+    V = 1000
+    table = torch.ones(V, 1)
+    for score in (-1e4, -200.0, 200.0, 1e4):
+        hidden = torch.full((3, 1), score, requires_grad=True)
+        objective = GBCE(torch.ones(V), negatives=1, t=1.0, shared_negatives=False)
+        loss = objective(hidden, table, torch.tensor([1, 2, 3]))
+        (gradient,) = gradients(loss, hidden)
+        assert torch.isfinite(loss) and torch.isfinite(gradient).all()
+    # Where σ(s)^β underflows, or is 1 in float32, the gradient still points up.
+    answer = torch.tensor([-200.0, 30.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = gradients(beta(1, V - 1, 1.0) * nn.functional.softplus(-answer).sum(), answer)
+    assert (slope < 0).all()
+
+
+@given(negatives=st.integers(1, 500), items=st.integers(2, 10**7), t=st.floats(0, 1))
+def test_beta_lies_between_alpha_and_one(negatives: int, items: int, t: float) -> None:
+    alpha = min(1.0, negatives / (items - 1))
+    assert alpha * (1 - 1e-12) <= beta(negatives, items, t) <= 1 + 1e-12
+    assert beta(negatives, items, 0.0) == 1
+    assert beta(negatives, items, 1.0) == alpha
+    assert math.isclose(
+        beta(negatives, items, t), alpha * (t * (1 - 1 / alpha) + 1 / alpha), rel_tol=1e-9
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 99), N=st.integers(1, 9), shared=st.booleans())
+def test_gbce_without_calibration_is_bce(seed: int, N: int, shared: bool) -> None:
+    hidden, table, targets = case(6, 20, 3, seed)
+    counts = torch.ones(20)
+    losses = []
+    for objective in (
+        GBCE(counts, negatives=N, t=0.0, shared_negatives=shared),
+        BCE(counts, negatives=N, sampling="uniform", shared_negatives=shared),
+    ):
+        torch.manual_seed(seed)
+        losses.append(objective(hidden, table, targets))
+    torch.testing.assert_close(losses[0] * (N + 1), losses[1])
+
+
+def test_bce_and_bpr_by_hand() -> None:
+    # One other item: what is drawn is known.
+    counts, targets = torch.tensor([0, 0, 4]), torch.tensor([1, 1])
+    hidden, table = torch.tensor([[1.0], [-2.0]]), torch.tensor([[9.0], [0.5], [3.0]])
+    s = torch.tensor([[0.5, 3.0], [-1.0, -6.0]])
+    sampled: dict[str, object] = {
+        "negatives": 2,
+        "sampling": "popularity",
+        "shared_negatives": True,
+    }
+    log_sigmoid = nn.functional.logsigmoid
+    torch.testing.assert_close(
+        BCE(counts, **sampled)(hidden, table, targets),  # type: ignore[arg-type]
+        (-log_sigmoid(s[:, 0]) - 2 * log_sigmoid(-s[:, 1])).mean(),
+    )
+    torch.testing.assert_close(
+        BPR(counts, **sampled)(hidden, table, targets),  # type: ignore[arg-type]
+        -log_sigmoid(s[:, 0] - s[:, 1]).mean(),
+    )
+
+
+# --- what holds for all ---
+
+MakeObjective = Callable[[Tensor, int, bool], nn.Module]
+ALL: dict[str, MakeObjective] = {
+    "sampled_softmax": lambda counts, N, shared: SampledSoftmax(
+        counts, negatives=N, sampling="uniform", shared_negatives=shared, temperature=0.5
+    ),
+    "gbce": lambda counts, N, shared: GBCE(counts, negatives=N, t=0.7, shared_negatives=shared),
+    "bce": lambda counts, N, shared: BCE(
+        counts, negatives=N, sampling="uniform", shared_negatives=shared
+    ),
+    "bpr": lambda counts, N, shared: BPR(
+        counts, negatives=N, sampling="uniform", shared_negatives=shared
+    ),
+}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+def test_laws_of_every_objective(make: MakeObjective, shared: bool) -> None:
+    hidden, table, targets = case(50, 12, 5, seed=3)
+    objective = make(torch.ones(12), 7, shared)
+    assert list(objective.parameters()) == [] and objective.state_dict() == {}
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        losses.append(objective(hidden, table, targets))
+    assert losses[0].dtype == torch.float32 and torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], objective(hidden, table, targets))  # drawn anew
+    grad_hidden, grad_table = gradients(losses[0], hidden, table)
+    assert torch.isfinite(grad_hidden).all() and grad_hidden.abs().sum(1).min() > 0
+    assert grad_table[0].abs().sum() == 0  # padding takes no part
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.manual_seed(5)
+        low = objective(hidden, table, targets)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, losses[0], rtol=0.05, atol=0.05)
+    # A step along the gradient helps.
+    torch.manual_seed(5)
+    assert objective(hidden - 0.1 * grad_hidden, table, targets) < losses[0]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+def test_an_answer_is_never_its_own_negative(make: MakeObjective, shared: bool) -> None:
+    # A catalogue of one item: every draw is the answer.
+    hidden, table, _ = case(4, 2, 3, seed=0)
+    loss = make(torch.ones(2), 5, shared)(hidden, table, torch.ones(4, dtype=torch.int64))
+    grad_hidden, _ = gradients(loss, hidden, table)
+    assert torch.isfinite(loss) and torch.isfinite(grad_hidden).all()
+    pushed_up = (grad_hidden @ table[1] <= 0).all()
+    assert pushed_up
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_frequencies_of_the_draws(sampling: Sampling) -> None:
+    counts = torch.tensor([99, 0, 1, 4, 5])
+    targets = torch.tensor([2, 3, 3, 3, 3, 4, 4, 4, 4, 4])
+    weights = torch.tensor([0.0, 1, 1, 1, 1] if sampling == "uniform" else [0.0, 0, 1, 4, 5])
+    probability = (weights / weights.sum()).double()
+    for shared in (True, False):
+        draw = NegativeItems(counts, negatives=3000, sampling=sampling, shared_negatives=shared)
+        torch.manual_seed(0)
+        drawn = draw(targets)
+        assert drawn.shape == ((3000,) if shared else (10, 3000))
+        frequency = torch.bincount(drawn.flatten(), minlength=5) / drawn.numel()
+        torch.testing.assert_close(frequency.double(), probability, atol=0.03, rtol=0)
+        assert (frequency[probability == 0] == 0).all()
+        torch.testing.assert_close(draw.log_probability_V.exp().double(), probability)
+
+
+@settings(max_examples=20, deadline=None)
+@given(V=st.integers(2, 40), N=st.integers(1, 6), D=st.integers(1, 4), seed=st.integers(0, 9))
+def test_scores_of_negatives_are_dot_products(V: int, N: int, D: int, seed: int) -> None:
+    hidden, table, targets = case(5, V, D, seed)  # V both below and above N · D
+    for shape in ((N,), (5, N)):
+        negatives = torch.randint(1, V, shape)
+        answer, logits, own = logits_of(hidden, table, targets, negatives)
+        each = negatives.expand(5, N)
+        torch.testing.assert_close(logits, torch.einsum("td,tnd->tn", hidden, table[each]))
+        torch.testing.assert_close(answer, (hidden * table[targets]).sum(1))
+        assert torch.equal(own, each == targets[:, None])
+
+
+def test_shared_negatives_never_make_tokens_times_negatives_times_width() -> None:
+    class Largest(torch.overrides.TorchFunctionMode):
+        numel = 0
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                self.numel = max(self.numel, result.numel())
+            return result
+
+    hidden, table, targets = case(64, 500, 32, seed=0)
+    for make in ALL.values():
+        with Largest() as largest:
+            make(torch.ones(500), 16, True)(hidden, table, targets)
+        assert largest.numel <= max(64 * 17, 64 * 32)
+
+
+def test_numbers_out_of_range_are_refused() -> None:
+    counts = torch.ones(5)
+    for make in ALL.values():
+        with pytest.raises(ValueError, match=r"objective.negatives must be at least 1, not 0"):
+            make(counts, 0, True)
+    with pytest.raises(ValueError, match=r"objective.sampling must be .* not 'random'"):
+        BPR(counts, negatives=1, sampling="random", shared_negatives=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"objective.temperature must be positive, not 0"):
+        SampledSoftmax(
+            counts, negatives=1, sampling="uniform", shared_negatives=True, temperature=0
+        )
+    with pytest.raises(ValueError, match=r"objective.t must be from 0 to 1, not 1.5"):
+        GBCE(counts, negatives=1, t=1.5, shared_negatives=True)
+    with pytest.raises(ValueError, match="no item with training events"):
+        BPR(torch.zeros(5), negatives=1, sampling="popularity", shared_negatives=True)
