@@ -1,7 +1,7 @@
 """Batches of click questions, for training and evaluation alike.
 
-Dimensions: B questions in the batch, L padded length, T events in its histories, I items in the
-batch, M values of a bag, V catalogue incl. padding.
+Dimensions: B questions in the batch, L padded length, I items in the batch, V catalogue incl.
+padding.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ WHOLE_CATALOGUE = 8192
 
 
 class Columns(Protocol):
-    """Fields by name, encoded for users, items, events of histories and questions.
+    """Fields by name, encoded; `recsys.histories.features.EncodedColumns` is one.
 
-    Each gives codes or numbers [rows] or bags of codes [rows, M].
+    Each gives codes or numbers in the shape of its rows, or bags of codes (one dimension more).
     """
 
     @property
@@ -40,8 +40,10 @@ class Columns(Protocol):
         """A field of items; item 0 is the padding."""
         ...
 
-    def event(self, name: str, rows: np.ndarray, question_times: np.ndarray | None) -> np.ndarray:
-        """A field of past events, seen from the time of the question each belongs to."""
+    def event(
+        self, name: str, event_rows_BL: np.ndarray, question_times_B: np.ndarray | None
+    ) -> np.ndarray:
+        """A field of past events (a row below 0 is padding), as seen when the question is asked."""
         ...
 
     def context(self, name: str, rows: np.ndarray) -> np.ndarray:
@@ -96,13 +98,11 @@ def click_batch(
         for name in sizes.get("context", ()):
             fields["context"][name] = _field(columns.context(name, questions.rows))
         if sizes.get("event"):
-            rows_T = view.rows(places_BL[valid_BL])
-            times_T = None if questions.times is None else np.repeat(questions.times, lengths_B)
+            rows_BL = np.full(valid_BL.shape, -1)
+            rows_BL[valid_BL] = view.rows(places_BL[valid_BL])
             for name in sizes["event"]:
-                values_T = columns.event(name, rows_T, times_T)
-                padded = np.zeros((*valid_BL.shape, *values_T.shape[1:]), dtype=values_T.dtype)
-                padded[valid_BL] = values_T
-                fields["event"][name] = _field(padded)
+                values = columns.event(name, rows_BL, questions.times)
+                fields["event"][name] = _field(values)
     return ClickBatch(
         item_ids_I=torch.from_numpy(item_ids_I),
         candidates_B=torch.from_numpy(np.ascontiguousarray(candidates_B)),

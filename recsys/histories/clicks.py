@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from recsys.histories.features import ClickRows
 from recsys.histories.negatives import NegativeSampler
 from recsys.histories.questions import Questions, Split, SplitError
 from recsys.histories.store import HistoryStore
@@ -247,6 +248,27 @@ def with_negatives(
         candidates=candidates.ravel(),
         labels=labels.ravel(),
         requests=np.repeat(np.arange(len(questions)), each),
+    )
+
+
+def feature_rows(view: HistoryView, questions: ClickQuestions) -> ClickRows:
+    """The rows that features of these questions are fitted on, or counted in.
+
+    Those of training are `feature_rows(split.view, split.training_questions(0))`.
+
+    Args:
+        view: the histories.
+        questions: the questions.
+    """
+    longest = np.zeros(view.store.users, dtype=np.int64)
+    np.maximum.at(longest, questions.users, questions.history_ends)
+    owners = np.repeat(np.arange(view.store.users), np.diff(view.offsets))
+    places = np.arange(len(view.items))
+    return ClickRows(
+        users=questions.users,
+        items=questions.candidates,
+        rows=questions.rows,
+        events=view.rows(places[places - view.offsets[owners] < longest[owners]]),
     )
 
 

@@ -38,11 +38,16 @@ class PlainColumns:
     def item(self, name: str, items: np.ndarray) -> np.ndarray:
         return np.column_stack([items + 1, items + 2]).astype(np.int32)
 
-    def event(self, name: str, rows: np.ndarray, question_times: np.ndarray | None) -> np.ndarray:
-        assert self.store.times is not None and question_times is not None
+    def event(
+        self, name: str, event_rows_BL: np.ndarray, question_times_B: np.ndarray | None
+    ) -> np.ndarray:
+        rows = event_rows_BL
+        assert self.store.times is not None and question_times_B is not None
         if name == "age":
-            return (question_times - self.store.times[rows]).astype(np.float64)
-        return rows + 1 if name == "row" else np.column_stack([rows + 1, rows + 2])
+            ages = question_times_B[:, None] - self.store.times[np.maximum(rows, 0)]
+            return np.where(rows < 0, 0.0, ages)
+        bags = np.stack([rows + 1, np.where(rows < 0, 0, rows + 2)], axis=2)
+        return rows + 1 if name == "row" else bags
 
     def context(self, name: str, rows: np.ndarray) -> np.ndarray:
         return rows
@@ -91,7 +96,7 @@ def same(a: ClickBatch, b: ClickBatch) -> bool:
 
 
 @given(
-    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=8),
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any),
     max_length=st.integers(1, 7),
     kind=st.sampled_from(["positives", "events"]),
     whole=st.booleans(),

@@ -14,6 +14,7 @@ from recsys.histories.clicks import (
     ClickQuestions,
     ViewKind,
     click_split,
+    feature_rows,
     history_view,
     with_negatives,
 )
@@ -115,6 +116,10 @@ def test_every_labelled_event_once_and_its_history_is_what_stands_strictly_befor
             strict=True,
         )
         assert list(found) == rows
+        fitted = feature_rows(clicks.view, questions)
+        seen = {item for row in rows for item in row[3]}  # an item is one event here
+        assert store.items[fitted.events].tolist() == sorted(seen)
+        assert fitted.items.tolist() == [row[1] for row in rows]
         assert clicks.counts[f"{stage}_candidates"] == len(rows)
         assert clicks.counts[f"{stage}_positives"] == sum(row[2] == 1 for row in rows)
         assert clicks.counts[f"{stage}_without_history"] == sum(not row[3] for row in rows)
