@@ -128,26 +128,24 @@ def rank(
 
     # Histories of similar length together: little padding.
     order = np.argsort(questions.history_ends, kind="stable")
-    with _evaluation_mode(model):
-        score_blocks = _score_blocks(model, store.catalogue_size)
+    with evaluation_mode(model):
+        blocks = score_blocks(model, store.catalogue_size)
         for begin in range(0, N, batch_size):
             asked = order[begin : begin + batch_size]
             users, ends = questions.users[asked], questions.history_ends[asked]
-            for first, scores_RV in score_blocks(
-                history_batch(store, users, ends, model.max_length)
-            ):
+            for first, scores_RV in blocks(history_batch(store, users, ends, model.max_length)):
                 block = slice(first, first + len(scores_RV))
                 rows = asked[block]
                 scores_RV[:, 0] = 0
-                _refuse_nan(scores_RV, model)
+                refuse_nan(scores_RV, model)
                 scores_RV[:, 0] = -torch.inf
 
                 if tie_V.device != scores_RV.device:
                     tie_V, buffer_RV = tie_V.to(scores_RV.device), buffer_RV.to(scores_RV.device)
 
-                row_A, answer = _ragged(answer_begins[rows], answers_N[rows])
+                row_A, answer = ragged(answer_begins[rows], answers_N[rows])
                 if filter_seen:
-                    row, event = _ragged(store.offsets[users[block]], ends[block])
+                    row, event = ragged(store.offsets[users[block]], ends[block])
                     scores_RV[torch.from_numpy(row), _index(store.items[event])] = -torch.inf
                 row_in_block = torch.from_numpy(row_A)
                 answer_scores = scores_RV[row_in_block, _index(items_A[answer])]
@@ -157,7 +155,7 @@ def rank(
                     scores_RV, row_in_block, answer_scores, buffer_RV
                 )
 
-                values_RK, items_RK = _best(scores_RV, k, tie_V)
+                values_RK, items_RK = best_items(scores_RV, k, tie_V)
                 width = values_RK.shape[1]
                 lists_NK[rows, :width] = items_RK.cpu().numpy()
                 list_scores_NK[rows, :width] = values_RK.cpu().numpy()
@@ -182,7 +180,7 @@ def _answers(store: HistoryStore, questions: Questions) -> tuple[np.ndarray, np.
     if np.any(lengths < 1):
         empty = int(np.flatnonzero(lengths < 1)[0])
         raise ValueError(f"question {empty} of {len(questions)} has no answer")
-    question, event = _ragged(store.offsets[questions.users] + questions.target_begins, lengths)
+    question, event = ragged(store.offsets[questions.users] + questions.target_begins, lengths)
     items = store.items[event]
     if np.all(lengths == 1):
         return items, question, 0
@@ -191,7 +189,7 @@ def _answers(store: HistoryStore, questions: Questions) -> tuple[np.ndarray, np.
     return items[first], question[first], len(items) - len(first)
 
 
-def _ragged(begins: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ragged(begins: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(row, position) of the elements `begins[row] : begins[row] + lengths[row]`, row by row."""
     row = np.repeat(np.arange(len(lengths)), lengths)
     before = np.cumsum(lengths) - lengths
@@ -203,7 +201,7 @@ def _index(items: np.ndarray) -> Tensor:
 
 
 @contextmanager
-def _evaluation_mode(model: object) -> Iterator[None]:
+def evaluation_mode(model: object) -> Iterator[None]:
     """Dropout off, and back to what it was."""
     was_training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
@@ -215,7 +213,7 @@ def _evaluation_mode(model: object) -> Iterator[None]:
             model.train(was_training)
 
 
-def _score_blocks(
+def score_blocks(
     model: Encoder | Scorer, V: int
 ) -> Callable[[HistoryBatch], Iterator[tuple[int, Tensor]]]:
     """A function that yields (first row, float32 scores [≤ ROWS, V], free to overwrite)."""
@@ -259,7 +257,7 @@ def _name(model: object) -> str:
     return str(getattr(model, "name", type(model).__name__))
 
 
-def _refuse_nan(scores_RV: Tensor, model: object) -> None:
+def refuse_nan(scores_RV: Tensor, model: object) -> None:
     """Refuses NaN, and lifts -inf to the lowest number: -inf stands for 'not a candidate' here."""
     if torch.isfinite(scores_RV.sum()):
         return
@@ -306,7 +304,7 @@ def _ranks(
     return ranks
 
 
-def _best(scores_RV: Tensor, k: int, tie_V: Tensor) -> tuple[Tensor, Tensor]:
+def best_items(scores_RV: Tensor, k: int, tie_V: Tensor) -> tuple[Tensor, Tensor]:
     """(scores, items) of the min(k, V) best candidates per row, equal scores in tie order.
 
     `topk` chooses freely among equals, so rows with equal scores are put right afterwards, and

@@ -30,11 +30,14 @@ def history_batch(
     L = max(int(lengths.max(initial=0)), 1)
     columns = np.arange(L)
     valid_BL = columns < lengths[:, None]
-    flat_BL = np.where(valid_BL, (store.offsets[users] + begins)[:, None] + columns, 0)
-    items_BL = np.where(valid_BL, store.items[flat_BL], 0).astype(np.int64)
+    events_T = ((store.offsets[users] + begins)[:, None] + columns)[valid_BL]
+    items_BL = np.zeros(valid_BL.shape, dtype=np.int64)
+    items_BL[valid_BL] = store.items[events_T]
     times_BL = None
     if store.times is not None:
-        times_BL = torch.from_numpy(np.where(valid_BL, store.times[flat_BL], 0))
+        times = np.zeros(valid_BL.shape, dtype=np.int64)
+        times[valid_BL] = store.times[events_T]
+        times_BL = torch.from_numpy(times)
     return HistoryBatch(
         torch.from_numpy(items_BL), torch.from_numpy(lengths.astype(np.int64)), times_BL
     )
