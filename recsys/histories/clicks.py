@@ -170,8 +170,14 @@ def click_split(
         negatives: for logs that hold positives only.
 
     Raises:
-        SplitError: no negatives, neither in the log nor sampled; both; a stage without candidates.
+        SplitError: no negatives, neither in the log nor sampled; both; a stage without candidates;
+            a store with impressions, which have splits of their own.
     """
+    if store.impressions is not None:
+        raise SplitError(
+            "the store holds impressions, and they are what is asked: take impressions_by_time or "
+            "impressions_by_user"
+        )
     if skip_first < 0:
         raise SplitError(f"skip_first must be at least 0, not {skip_first}")
     view = history_view(store, history)
@@ -199,7 +205,7 @@ def click_split(
                 f"{counts['unlabelled_events']:,} candidates have no label"
             )
         stages[name] = questions
-    _check_classes(stages["training"], store, negatives)
+    _check_negatives(stages["training"], store, negatives)
     protocol = f"{split.protocol}-{history}"
     in_words = f"{split.in_words}; history: the earlier {history}"
     if negatives is not None:
@@ -310,28 +316,41 @@ def _moment_starts(store: HistoryStore) -> np.ndarray:
     return np.maximum.accumulate(np.where(begins, np.arange(store.events), 0))
 
 
-def _check_classes(
+def check_classes(training: ClickQuestions, setting: str, remedy: str = "") -> None:
+    """Training needs both classes.
+
+    Args:
+        training: the questions to learn from.
+        setting: where the column of labels is named, for the message.
+        remedy: what else would help, for the message.
+
+    Raises:
+        SplitError: all labels are alike.
+    """
+    positives, total = int(np.count_nonzero(training.labels)), len(training)
+    if positives in (0, total):
+        raise SplitError(
+            f"all {total:,} training candidates have label {int(positives > 0)}: a model of clicks "
+            f"learns from both classes; check {setting}{remedy}"
+        )
+
+
+def _check_negatives(
     training: ClickQuestions, store: HistoryStore, negatives: NegativeSampler | None
 ) -> None:
-    """Training needs both classes, from the log or from sampling, and not from both."""
-    positives = int(np.count_nonzero(training.labels))
-    total = len(training)
-    if negatives is not None:
-        if positives < total:
+    """Negatives come from the log or from sampling, and not from both."""
+    taken = int(np.count_nonzero(training.labels))
+    if negatives is None:
+        if store.labels is None:
             raise SplitError(
-                f"the log has negatives of its own ({total - positives:,} of {total:,} training "
-                "candidates have label 0), so none are sampled: leave negatives out, or ingest "
-                "with data.positive_only=true"
+                "the log has no labels, so every event is a positive and there is nothing to tell "
+                "it from: name the column in data.columns.label, or sample negatives"
             )
-    elif store.labels is None:
+        remedy = ", or sample negatives" if taken else ""
+        check_classes(training, "data.columns.label", remedy)
+    elif taken < len(training):
         raise SplitError(
-            "the log has no labels, so every event is a positive and there is nothing to tell it "
-            "from: name the column in data.columns.label, or sample negatives"
-        )
-    elif positives in (0, total):
-        label = 1 if positives else 0
-        remedy = ", or sample negatives" if positives else ""
-        raise SplitError(
-            f"all {total:,} training candidates have label {label}: a model of clicks learns from "
-            f"both classes; check data.columns.label{remedy}"
+            f"the log has negatives of its own ({len(training) - taken:,} of {len(training):,} "
+            "training candidates have label 0), so none are sampled: leave negatives out, or "
+            "ingest with data.positive_only=true"
         )
