@@ -459,3 +459,40 @@ class EvaluateConfig:
     evaluation: EvaluationConfig
     tracking: TrackingConfig
     result: str | None
+
+
+@dataclass(frozen=True)
+class RecommendConfig:
+    """Settings of `python -m pipelines.recommend`.
+
+    Attributes:
+        run: the id of a tracked run, or "latest".
+        output: the Parquet file.
+        k: length of the lists.
+        data: another store with the same items; null takes the run's own.
+        users: a file of user ids; null answers all users of the store.
+        histories: a log of other people, in the columns of `data`; they are answered instead.
+        history: "all" events of a user, or those before the user's first "test" question.
+        candidates: a file of items that may be recommended; null for all.
+        candidates_where: an SQL condition on the rows of `candidates`, such as "price < 20".
+        exclude: a file of items that may not be recommended.
+        filter_seen: leave out items of the history; null: as the run was judged.
+        tie_seed: of the order among equal scores.
+        tracking: where the run is kept.
+        result: a file for counts and times as JSON.
+    """
+
+    run: str
+    output: str
+    k: int
+    data: DataConfig | None
+    users: str | None
+    histories: str | None
+    history: Literal["all", "test"]
+    candidates: str | None
+    candidates_where: str | None
+    exclude: str | None
+    filter_seen: bool | None
+    tie_seed: int
+    tracking: TrackingConfig
+    result: str | None

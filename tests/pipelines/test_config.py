@@ -21,6 +21,7 @@ from pipelines.schemas import (
     GBCEConfig,
     IngestConfig,
     LeaveOneOutConfig,
+    RecommendConfig,
     SampledSoftmaxConfig,
     SASRecConfig,
     ShareConfig,
@@ -28,7 +29,12 @@ from pipelines.schemas import (
     TrainConfig,
 )
 
-COMMANDS = {"ingest": IngestConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+COMMANDS = {
+    "ingest": IngestConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "recommend": RecommendConfig,
+}
 LOG = ["data=log", "data.path=x.csv"]
 RECIPES = choices("experiment")
 
@@ -62,7 +68,8 @@ def shipped() -> list[tuple[str, str, str]]:
 def test_every_file_we_ship_composes(command: str, group: str, choice: str) -> None:
     overrides = [f"{group}={choice}"]
     overrides += ["data.path=x.csv"] if choice == "log" else []
-    overrides += ["run=latest"] if command == "evaluate" else []
+    overrides += ["run=latest"] if command in ("evaluate", "recommend") else []
+    overrides += ["output=top.parquet"] if command == "recommend" else []
     config = compose(command, COMMANDS[command], overrides)
     assert build(COMMANDS[command], asdict(config), lambda key: "") == config
 
