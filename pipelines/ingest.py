@@ -4,6 +4,8 @@ Examples:
   python -m pipelines.ingest data=ml_100k
   python -m pipelines.ingest data=log data.path='events/*.parquet' \
       data.columns.user=uid data.columns.item=sku data.columns.time=ts
+  python -m pipelines.ingest data=log data.path=sales.csv data.items=products.csv \
+      data.features.price.kind=numeric data.features.price.of=item data.features.price.column=price
   python -m pipelines.ingest data=log data.path=plays.csv data.columns.order=position
 
 CSV, TSV, Parquet and NDJSON, one file or a glob. The same inputs and settings again are a cache
@@ -16,15 +18,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.entry import main
 from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, write_result
-from pipelines.schemas import DataConfig, IngestConfig
+from pipelines.schemas import DataConfig, HourOfWeekConfig, IngestConfig, RecencyConfig
 
 if TYPE_CHECKING:
+    from recsys.histories.features import Feature
+    from recsys.histories.ingest import Extras
     from recsys.histories.store import HistoryStore
 
 
@@ -41,6 +46,7 @@ def make_store(data: DataConfig, accept: Callable[[HistoryStore], object] | None
     Raises:
         LogError: the log cannot be used; see `recsys.histories.ingest.ingest`.
     """
+    from recsys.histories.features import check_features
     from recsys.histories.ingest import ingest
     from recsys.logs.cleaning import Cleaning
     from recsys.logs.errors import LogError
@@ -74,9 +80,93 @@ def make_store(data: DataConfig, accept: Callable[[HistoryStore], object] | None
         from recsys.logs.sources import fetch
 
         path = str(fetch(data.source, cache_dir(), say=_say))
+    extras = _extras(data, path)
+
+    def accept_both(store: HistoryStore) -> None:
+        check_features(store, features_of(data, store))
+        if accept is not None:
+            accept(store)
+
     return ingest(
-        path, columns, cleaning, cache_dir(), verify=data.verify, name=data.name, accept=accept
+        path,
+        columns,
+        cleaning,
+        cache_dir(),
+        verify=data.verify,
+        name=data.name,
+        accept=accept_both,
+        extras=extras,
+        label_from_rating=data.label_from_rating,
     )
+
+
+def features_of(data: DataConfig, store: HistoryStore) -> list[Feature]:
+    """The features that are configured, less those that `make_store` said it leaves out."""
+    from recsys.histories.features import KINDS
+
+    features = []
+    for name, config in data.features.items():
+        settings = asdict(config)
+        feature = KINDS[settings.pop("kind")](name=name, **settings)
+        key = f"{feature.of}.{getattr(feature, 'column', '')}"
+        if not (_can_be_left_out(data, feature.of) and key not in store.attributes):
+            features.append(feature)
+    return features
+
+
+def _can_be_left_out(data: DataConfig, of: str) -> bool:
+    """Whether features of users or items go where a local copy of a public set has no table."""
+    named = {"user": data.users, "item": data.items}
+    return data.source is not None and data.path is not None and named.get(of, "") is None
+
+
+def _extras(data: DataConfig, path: str) -> Extras:
+    """The raw columns that the features need, where they stand, and the impression log."""
+    from recsys.histories.attributes import SideTable
+    from recsys.histories.impressions import ImpressionColumns, ImpressionLog
+    from recsys.histories.ingest import Extras
+    from recsys.logs.errors import LogError
+
+    columns: dict[str, dict[str, str]] = {"user": {}, "item": {}, "event": {}, "context": {}}
+    names: dict[str, list[str]] = {"user": [], "item": []}
+    for name, feature in data.features.items():
+        if not isinstance(feature, RecencyConfig | HourOfWeekConfig):
+            columns[feature.of][feature.column] = f"data.features.{name}.column"
+            names.setdefault(feature.of, []).append(name)
+    tables: dict[str, SideTable] = {}
+    for of, named, key, id_column in (
+        ("user", data.users, data.users_key, data.columns.user),
+        ("item", data.items, data.items_key, data.columns.item),
+    ):
+        setting = f"data.{of}s"
+        table = named
+        if table is None and data.source is not None and columns[of]:
+            table = _beside(path, f"{of}s")
+        if table is not None:
+            tables[of] = SideTable(table, key or id_column, columns.pop(of), setting)
+        elif key is not None:
+            raise LogError(f"{setting}_key={key!r} says nothing without a table in {setting}.")
+        elif columns[of] and _can_be_left_out(data, of):
+            _say(
+                f"{data.name}: left out {', '.join(names[of])} (features of {of}s), since there is "
+                f"no table of {of}s beside {path}: name one in {setting}"
+            )
+            del columns[of]
+    impressions = None
+    if data.impressions is not None:
+        shown = ImpressionColumns(**asdict(data.impressions.columns))
+        impressions = ImpressionLog(data.impressions.path, shown, columns.pop("context"))
+    else:
+        columns["event"] |= columns.pop("context")
+    return Extras(tables.get("user"), tables.get("item"), columns, impressions)
+
+
+def _beside(path: str, what: str) -> str | None:
+    """The table of users or items that stands beside a canonical one, if there is any."""
+    place = Path(path)
+    suffix = "".join(place.suffixes[-2:]) if place.suffix == ".gz" else place.suffix
+    table = place.with_name(f"{place.name.removesuffix(suffix)}_{what}{suffix}")
+    return str(table) if table.is_file() else None
 
 
 def run(config: IngestConfig) -> None:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from recsys.histories.vocabulary import Vocabulary
 from recsys.logs.errors import LogError
+from recsys.logs.readers import read_table
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,115 @@ class Attribute:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         elements = np.arange(offsets[-1]) + np.repeat(self.offsets[found] - offsets[:-1], lengths)
         return Attribute(codes=self.codes[elements], values=self.values, offsets=offsets)
+
+
+@dataclass(frozen=True)
+class SideTable:
+    """A table with one row a user or an item, of which some columns become attributes.
+
+    Attributes:
+        path: a file or a glob.
+        key: its column with the ids.
+        columns: the columns to keep → the setting that named each, for messages.
+        setting: that named the path, for messages; `<setting>_key` names the key.
+    """
+
+    path: str
+    key: str
+    columns: dict[str, str]
+    setting: str
+
+
+def side_attributes(
+    table: SideTable, vocabulary: Vocabulary
+) -> tuple[dict[str, Attribute], dict[str, int]]:
+    """Read a side table's columns, in the order of a vocabulary.
+
+    Args:
+        table: the table.
+        vocabulary: of the users or items; rows about others are left out.
+
+    Returns:
+        The attributes by column, each with a row for each index from 0 (items: the padding has no
+        value), and counts for the report: `rows`, `rows_left_out` about nobody the log knows,
+        `absent` users or items that have no row, and so no value.
+
+    Raises:
+        LogError: the table cannot be read, lacks a column, has a row without an id or two rows
+            about one, or has no row about anybody in the log.
+    """
+    named = {table.key: f"{table.setting}_key", **table.columns}
+    frame = read_table(table.path, named, table.setting)
+    place = f"{table.path} ({table.setting})"
+    ids = frame[table.key]
+    if ids.dtype.is_float():  # what pandas makes of whole numbers with gaps
+        ids = ids.cast(pl.Int64, strict=False)
+    if ids.dtype.is_nested() or ids.dtype.is_temporal():
+        raise LogError(f"{place}: column {table.key!r} holds {ids.dtype}, which is no id.")
+    if ids.null_count():
+        raise LogError(
+            f"{place}: row {ids.is_null().arg_true()[0] + 1} has no id in column {table.key!r}."
+        )
+    if ids.n_unique() < len(ids):
+        twice = ids.filter(ids.is_duplicated())[0]
+        raise LogError(
+            f"{place}: {twice!r} stands in column {table.key!r} more than once; one row each."
+        )
+    index = vocabulary.indices(ids)
+    known = np.flatnonzero(index >= 0)
+    if len(known) == 0:
+        theirs, ours = ids.head(1).to_list(), vocabulary.raw_ids.head(1).to_list()
+        raise LogError(
+            f"{place}: none of its {len(ids):,} ids in column {table.key!r}, such as {theirs}, "
+            f"stands in the log, which has {ours}. If another column holds the ids: "
+            f"{table.setting}_key=COLUMN."
+        )
+    row_of = np.full(vocabulary.size, -1, dtype=np.int64)
+    row_of[index[known]] = known
+    attributes = {name: attribute_of(frame[name], place).take(row_of) for name in table.columns}
+    counts = {
+        "rows": len(ids),
+        "rows_left_out": len(ids) - len(known),
+        "absent": len(vocabulary) - len(known),
+    }
+    return attributes, counts
+
+
+def attribute_by_owner(
+    column: pl.Series, owners: np.ndarray, rows: int, place: str, setting: str
+) -> Attribute:
+    """A column that a log repeats in each event of a user or item, once for each of them.
+
+    Args:
+        column: one row an event.
+        owners: the user or item of each event.
+        rows: of the attribute, one for each owner from 0.
+        place: the log, for messages.
+        setting: that named the column, for messages.
+
+    Raises:
+        LogError: it is not the same in all events of one of them.
+    """
+    said = attribute_of(column, place)
+    present = np.ones(len(column), dtype=bool)
+    if said.numbers is not None:
+        present = ~np.isnan(said.numbers)
+    elif said.codes is not None and said.offsets is None:
+        present = said.codes > 0
+    events = np.flatnonzero(present)
+    order = events[np.argsort(owners[events], kind="stable")]
+    first = np.full(rows, -1, dtype=np.int64)
+    first[owners[order[::-1]]] = order[::-1]
+    of_first = column.gather(first[owners[events]])
+    other = column.gather(events).ne_missing(of_first)
+    if other.any():
+        event = events[int(other.arg_true()[0])]
+        raise LogError(
+            f"{place}: column {column.name!r} ({setting}) is not the same in all events of one "
+            f"user or item: {column[int(first[owners[event]])]!r} and {column[int(event)]!r}. "
+            "Declare it of: event, or of: context."
+        )
+    return said.take(first)
 
 
 def attribute_of(column: pl.Series, place: str) -> Attribute:

@@ -2,11 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
+import polars as pl
 
 from recsys.histories.attributes import Attribute
+from recsys.logs.schema import Columns
+
+
+@dataclass(frozen=True)
+class ImpressionColumns:
+    """The names that the columns have in an impression log.
+
+    Attributes:
+        user: who was shown the item.
+        item: what was shown.
+        time: when.
+        label: 0 or 1 (false or true), clicked or not.
+        request: which candidates were shown together; None if the log does not say.
+    """
+
+    user: str = "user"
+    item: str = "item"
+    time: str = "time"
+    label: str = "label"
+    request: str | None = "request"
+
+    def of_log(self) -> Columns:
+        """The same as columns of a log."""
+        return Columns(self.user, self.item, self.time, label=self.label)
+
+
+@dataclass(frozen=True)
+class ImpressionLog:
+    """A log of what was shown, one row a candidate.
+
+    Attributes:
+        path: a file or a glob.
+        columns: which column means what.
+        context: raw columns to keep → the setting that named each, for messages.
+    """
+
+    path: str
+    columns: ImpressionColumns
+    context: dict[str, str] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """What a store's identity depends on, beside the file's content."""
+        return {"columns": asdict(self.columns), "context": sorted(self.context)}
 
 
 @dataclass(frozen=True)
@@ -35,3 +80,35 @@ class Impressions:
 
     def __len__(self) -> int:
         return len(self.users)
+
+
+def events_before(
+    offsets: np.ndarray, times: np.ndarray, users: np.ndarray, moments: np.ndarray
+) -> np.ndarray:
+    """How many of a user's events come strictly before a moment.
+
+    In a log whose order is not that of its times, counting stops at the first event that is not
+    before the moment.
+
+    Args:
+        offsets: int64 [users + 1].
+        times: int64 [events], all known.
+        users: int64 [N].
+        moments: int64 [N].
+
+    Returns:
+        int64 [N].
+    """
+    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    # The latest time so far in the user's own history: with it, order and time agree.
+    by_time = np.lexsort((times, owner))
+    if not np.array_equal(by_time, np.arange(len(times))):
+        frame = pl.DataFrame({"owner": owner, "time": times})
+        times = frame.select(pl.col("time").cum_max().over("owner")).to_series().to_numpy()
+    both = np.concatenate([users, owner])
+    when = np.concatenate([moments, times])
+    is_event = np.repeat([False, True], [len(users), len(owner)])
+    order = np.lexsort((is_event, when, both))  # of equal times, the moments first
+    seen = np.empty(len(order), dtype=np.int64)
+    seen[order] = np.cumsum(is_event[order])
+    return seen[: len(users)] - offsets[users]

@@ -8,13 +8,27 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from recsys.histories.ingest_report import build_report, read_report, render_report
+from recsys.histories.attributes import (
+    Attribute,
+    SideTable,
+    attribute_by_owner,
+    attribute_of,
+    side_attributes,
+)
+from recsys.histories.impressions import ImpressionLog, Impressions, events_before
+from recsys.histories.ingest_report import (
+    build_report,
+    read_report,
+    render_report,
+    report_of_impressions,
+)
 from recsys.histories.store import (
     FORMAT,
     NO_TIME,
@@ -28,13 +42,61 @@ from recsys.histories.vocabulary import Vocabulary
 from recsys.logs.cleaning import Cleaning, check_needs, clean
 from recsys.logs.errors import LogError, UnreadableError
 from recsys.logs.files import disk_errors, name_aside, remember_digests, source_digests, sync
-from recsys.logs.readers import Log, find_files, open_log, reading
+from recsys.logs.readers import CARRIED, Log, find_files, open_log, reading
 from recsys.logs.schema import Columns
 
-__all__ = ["fingerprint_of", "ingest", "read_report", "render_report"]
+__all__ = ["Extras", "fingerprint_of", "ingest", "read_report", "render_report"]
 
 # Ids that lose nothing as whole numbers: no plus sign, no zeros in front.
 _WHOLE_NUMBER = r"^(?:0|-?[1-9][0-9]{0,18})$"
+
+
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """What a store keeps beside the events: raw columns for features, and an impression log.
+
+    Attributes:
+        users: a table with a row a user.
+        items: a table with a row an item.
+        from_log: columns of the log itself by what they describe: "event", or "user" and "item",
+            where each event repeats them; each column → the setting that named it, for messages.
+        impressions: a log of what was shown. Of the cleaning, only the time range applies to it;
+            its users and items join the vocabularies.
+    """
+
+    users: SideTable | None = None
+    items: SideTable | None = None
+    from_log: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    impressions: ImpressionLog | None = None
+
+    def columns_of_log(self) -> dict[str, str]:
+        """Columns to read from the log → the setting that named each."""
+        return {name: s for columns in self.from_log.values() for name, s in columns.items()}
+
+    def files(self) -> dict[str, list[Path]]:
+        """The files beside the log, by the setting that names them.
+
+        Raises:
+            LogError: there is none.
+        """
+        found = {}
+        for part, table in (("users", self.users), ("items", self.items)):
+            if table is not None:
+                found[part] = find_files(table.path, table.setting)
+        if self.impressions is not None:
+            found["impressions"] = find_files(self.impressions.path, "data.impressions.path")
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        """What a store's identity depends on, beside the content of the files."""
+        settings: dict[str, Any] = {}
+        for part, table in (("users", self.users), ("items", self.items)):
+            if table is not None:
+                settings[part] = {"key": table.key, "columns": sorted(table.columns)}
+        if self.impressions is not None:
+            settings["impressions"] = self.impressions.settings()
+        kept = {of: sorted(columns) for of, columns in self.from_log.items() if columns}
+        return settings | ({"from_log": kept} if kept else {})
 
 
 def ingest(
@@ -46,6 +108,8 @@ def ingest(
     verify: bool = False,
     name: str = "log",
     accept: Callable[[HistoryStore], object] | None = None,
+    extras: Extras | None = None,
+    label_from_rating: float | None = None,
 ) -> Path:
     """Make the histories store of a log, or find the one made before.
 
@@ -60,6 +124,8 @@ def ingest(
         name: of the data set, part of the folder's name.
         accept: called with the store, found or about to be written; what it raises is passed on,
             and a store that is not there yet is then not written.
+        extras: raw columns to keep for features, and an impression log.
+        label_from_rating: label 1 from this rating on, 0 below; for logs without labels.
 
     Returns:
         The folder of the store: `stores/<name>-<first 12 digits of the fingerprint>`.
@@ -71,10 +137,25 @@ def ingest(
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise LogError(f"data.name={name!r}: use letters, digits and _ . - (it names a folder).")
-    files = find_files(path)
+    if label_from_rating is not None and columns.label is not None:
+        raise LogError(
+            "data.label_from_rating and data.columns.label both say what the label is: set one of "
+            "them to null."
+        )
+    extras = extras or Extras()
     memory = cache_dir / "digests.json"
-    digests = source_digests(files, memory, verify)
-    settings = {"columns": dataclasses.asdict(columns), "cleaning": dataclasses.asdict(cleaning)}
+    digests = source_digests(find_files(path), memory, verify)
+    beside = {part: source_digests(files, memory, verify) for part, files in extras.files().items()}
+    settings: dict[str, Any] = {
+        "columns": dataclasses.asdict(columns),
+        "cleaning": dataclasses.asdict(cleaning),
+        **extras.settings(),
+    }
+    if label_from_rating is not None:
+        settings["label_from_rating"] = label_from_rating
+    for part, found in beside.items():
+        settings[part] |= {"sha256": [d["sha256"] for d in found]}
+    sources = [*digests, *chain.from_iterable(beside.values())]
     fingerprint = fingerprint_of([d["sha256"] for d in digests], settings)
     folder = cache_dir / "stores" / f"{name}-{fingerprint[:12]}"
     if folder.exists():
@@ -86,22 +167,62 @@ def ingest(
         else:
             if accept is not None:
                 accept(store)
-            remember_digests(digests, memory)
+            remember_digests(sources, memory)
             return folder
-    log = open_log(path, columns, cleaning.time_unit)
-    check_needs(log.columns.named(), cleaning)
+    log = open_log(path, columns, cleaning.time_unit, carried=extras.columns_of_log())
+    _check_label_from_rating(log, label_from_rating)
+    available = {*log.columns.named(), *(["label"] if label_from_rating is not None else [])}
+    check_needs(available, cleaning)
+    shown_log = _open_impressions(extras.impressions, log, cleaning)
     quarantine = cache_dir / "quarantine" / f"{name}-{fingerprint[:12]}.parquet"
     events, rows, rejected = _read(log, quarantine, cleaning.max_bad_share)
+    set_aside = {"quarantine.parquet": quarantine} if rejected else {}
     try:
-        users, user_ids = _encode(events["user"])
-        items, item_ids = _encode(events["item"])
-        events = events.with_columns(user=users, item=items)
+        shown = impression_report = None
+        if shown_log is not None:
+            assert extras.impressions is not None
+            beside_it = quarantine.with_name(f"{quarantine.stem}-impressions.parquet")
+            shown, impression_report = _read_impressions(
+                shown_log, extras.impressions, beside_it, cleaning
+            )
+            if impression_report["quarantined"]:
+                set_aside["quarantine_impressions.parquet"] = beside_it
+        if label_from_rating is not None:
+            label = (pl.col("rating") >= label_from_rating).cast(pl.Int8)
+            events = events.with_columns(label=label)
+        raw = events.select(name for name in events.columns if name.startswith(CARRIED))
+        events = events.drop(raw.columns)
+        if raw.width:
+            events = events.with_row_index("row")
+        events, shown, user_ids, item_ids = _encode_both(events, shown)
         events, steps = clean(events, cleaning)
-        store = _store_of(events, user_ids, item_ids)
+        store, shown = _store_of(events, user_ids, item_ids, shown)
+        attributes, tables = {}, {}
+        if raw.width:
+            raw = raw[events["row"]]
+            attributes = _attributes_of_log(store, extras, raw, _place(log))
+        for role, table in (("user", extras.users), ("item", extras.items)):
+            if table is not None:
+                vocabulary = store.user_vocabulary if role == "user" else store.item_vocabulary
+                found_columns, tables[f"{role}s"] = side_attributes(table, vocabulary)
+                attributes |= {f"{role}.{name}": a for name, a in found_columns.items()}
+        store = dataclasses.replace(store, attributes=attributes)
+        if shown is not None:
+            assert extras.impressions is not None and impression_report is not None
+            impressions = _impressions_of(store, shown, extras.impressions, _place(log))
+            store = dataclasses.replace(store, impressions=impressions)
+            impression_report |= report_of_impressions(store)
         if accept is not None:
             accept(store)
         report = build_report(
-            store, name=name, fingerprint=fingerprint, rows_in=rows, rejected=rejected, steps=steps
+            store,
+            name=name,
+            fingerprint=fingerprint,
+            rows_in=rows,
+            rejected=rejected,
+            steps=steps,
+            tables=tables,
+            impressions=impression_report,
         )
         write_store(
             folder,
@@ -109,16 +230,16 @@ def ingest(
             name=name,
             fingerprint=fingerprint,
             settings=settings,
-            sources=digests,
+            sources=sources,
             order="time" if log.columns.order is None else "order",
             report=report,
-            extra_files={"quarantine.parquet": quarantine} if rejected else None,
+            extra_files=set_aside,
         )
     finally:
-        if rejected:
+        if set_aside:
             with suppress(OSError):
                 quarantine.parent.rmdir()  # only if it is empty
-    remember_digests(digests, memory)
+    remember_digests(sources, memory)
     return folder
 
 
@@ -126,6 +247,155 @@ def fingerprint_of(digests: Sequence[str], settings: dict[str, Any]) -> str:
     """Identity of a store: SHA-256 over the format version, source digests and settings."""
     content = [FORMAT, VERSION, list(digests), settings]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_label_from_rating(log: Log, bound: float | None) -> None:
+    if bound is not None and log.columns.rating is None:
+        raise LogError(
+            f"data.label_from_rating={bound:g} needs a rating: name its column in "
+            "data.columns.rating."
+        )
+
+
+def _open_impressions(
+    impressions: ImpressionLog | None, log: Log, cleaning: Cleaning
+) -> Log | None:
+    if impressions is None:
+        return None
+    if log.columns.time is None:
+        raise LogError(
+            "data.impressions needs a history log with times, to know what came before an "
+            "impression: name its column in data.columns.time."
+        )
+    carried = dict(impressions.context)
+    if impressions.columns.request is not None:
+        carried[impressions.columns.request] = "data.impressions.columns.request"
+    return open_log(
+        impressions.path,
+        impressions.columns.of_log(),
+        cleaning.time_unit,
+        carried=carried,
+        label_needed=True,
+        setting="data.impressions",
+    )
+
+
+def _read_impressions(
+    log: Log, impressions: ImpressionLog, quarantine: Path, cleaning: Cleaning
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Usable impressions inside the time range, in file order, and what to report of the reading.
+
+    Raises:
+        LogError: too many rows cannot be used, none is left, or all have one label.
+    """
+    shown, rows, rejected = _read(log, quarantine, cleaning.max_bad_share)
+    report: dict[str, Any] = {"rows_in": rows, "quarantined": rejected}
+    request = impressions.columns.request
+    if request is not None:
+        lost = pl.Series(request, [], dtype=pl.String)
+        if rejected:
+            lost = pl.read_parquet(quarantine, columns=[request])[request].cast(pl.String)
+        left = shown[CARRIED + request].cast(pl.String)
+        report["requests"] = left.drop_nulls().n_unique()
+        report["requests_without_candidates"] = int(
+            (~lost.drop_nulls().unique().is_in(left.unique().implode())).sum()
+        )
+    begin, end = cleaning.moments()
+    inside = shown
+    if begin is not None:
+        inside = inside.filter(pl.col("time") >= begin)
+    if end is not None:
+        inside = inside.filter(pl.col("time") < end)
+    report["outside_time_range"] = len(shown) - len(inside)
+    labels = inside["label"].unique().to_list()
+    if len(inside) == 0:
+        raise LogError(
+            f"{_place(log)}: none of {len(shown):,} impressions lies between data.time_from and "
+            "data.time_until."
+        )
+    if len(labels) == 1:
+        raise LogError(
+            f"{_place(log)}: all {len(inside):,} impressions have the label {labels[0]} "
+            f"(column {impressions.columns.label!r}, data.impressions.columns.label). A model of "
+            "clicks needs what was clicked and what was not."
+        )
+    return inside, report
+
+
+def _encode_both(
+    events: pl.DataFrame, shown: pl.DataFrame | None
+) -> tuple[pl.DataFrame, pl.DataFrame | None, pl.Series, pl.Series]:
+    """Ids as numbers, the same in both logs; and the raw ids of users and items."""
+    raw_ids = []
+    for role in ("user", "item"):
+        ids = events[role]
+        if shown is not None:
+            more = shown[role]
+            if not ids.dtype == more.dtype == pl.Int64:
+                categories = pl.Categories.random(role)
+                ids, more = (
+                    part.cast(pl.String).cast(pl.Categorical(categories)) for part in (ids, more)
+                )
+            ids = pl.concat([ids, more])
+        codes, raw = _encode(ids)
+        raw_ids.append(raw)
+        events = events.with_columns(codes[: len(events)].alias(role))
+        if shown is not None:
+            shown = shown.with_columns(codes[len(events) :].alias(role))
+    return events, shown, raw_ids[0], raw_ids[1]
+
+
+def _attributes_of_log(
+    store: HistoryStore, extras: Extras, raw: pl.DataFrame, place: str
+) -> dict[str, Attribute]:
+    """Raw columns of the log, one row an event of the store, as attributes."""
+    users = np.repeat(np.arange(store.users), store.lengths)
+    attributes = {}
+    for role, owners, size in (
+        ("user", users, store.users),
+        ("item", store.items, store.catalogue_size),
+    ):
+        for name, setting in extras.from_log.get(role, {}).items():
+            column = raw[CARRIED + name].alias(name)
+            found = attribute_by_owner(column, owners, size, place, setting)
+            attributes[f"{role}.{name}"] = found
+    for name in extras.from_log.get("event", {}):
+        attributes[f"event.{name}"] = attribute_of(raw[CARRIED + name].alias(name), place)
+    return attributes
+
+
+def _impressions_of(
+    store: HistoryStore, shown: pl.DataFrame, impressions: ImpressionLog, place: str
+) -> Impressions:
+    assert store.times is not None
+    unknown = int((store.times == NO_TIME).sum())
+    if unknown:
+        raise LogError(
+            f"{place}: {unknown:,} events have no time. With data.impressions all need one, to "
+            "know what came before an impression."
+        )
+    shown = shown.sort("time", maintain_order=True).sort("user", maintain_order=True)
+    users, times = shown["user"].to_numpy(), shown["time"].to_numpy()
+    requests = np.full(len(shown), -1, dtype=np.int64)
+    request = impressions.columns.request
+    if request is not None:
+        found = attribute_of(
+            shown[CARRIED + request].cast(pl.String).alias(request), impressions.path
+        )
+        assert found.codes is not None
+        requests = found.codes.astype(np.int64) - 1
+    return Impressions(
+        users=users,
+        items=shown["item"].to_numpy(),
+        labels=shown["label"].to_numpy(),
+        times=times,
+        requests=requests,
+        history_ends=events_before(store.offsets, store.times, users, times),
+        attributes={
+            f"context.{name}": attribute_of(shown[CARRIED + name].alias(name), impressions.path)
+            for name in impressions.context
+        },
+    )
 
 
 def _read(
@@ -227,13 +497,22 @@ def _encode(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
     return pl.Series(ids.name, numbers[ids.to_physical().to_numpy()]), text.gather(place)
 
 
-def _store_of(events: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series) -> HistoryStore:
-    """The store of cleaned events, with the ids that are left numbered anew without gaps."""
+def _store_of(
+    events: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series, shown: pl.DataFrame | None
+) -> tuple[HistoryStore, pl.DataFrame | None]:
+    """The store of cleaned events, with the ids that are left numbered anew without gaps.
+
+    The impressions' ids are left too, and come back with the new numbers.
+    """
     user = events["user"].to_numpy()
     lengths = np.bincount(user, minlength=len(user_ids))
-    present_users = np.flatnonzero(lengths)
+    has_user = lengths > 0
     item = events["item"].to_numpy()
     present_items = np.bincount(item, minlength=len(item_ids)) > 0
+    if shown is not None:
+        has_user[shown["user"].to_numpy()] = True
+        present_items[shown["item"].to_numpy()] = True
+    present_users = np.flatnonzero(has_user)
     index = np.cumsum(present_items, dtype=np.int32)  # the first present item gets 1
     times = None
     if "time" in events.columns and events["time"].null_count() < len(events):
@@ -243,7 +522,12 @@ def _store_of(events: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series) ->
         ratings = events["rating"].fill_null(float("nan")).to_numpy()
     if "label" in events.columns:
         labels = events["label"].fill_null(-1).to_numpy()
-    return HistoryStore(
+    if shown is not None:
+        shown = shown.with_columns(
+            user=(np.cumsum(has_user) - 1)[shown["user"].to_numpy()],
+            item=index[shown["item"].to_numpy()],
+        )
+    store = HistoryStore(
         offsets=np.concatenate([[0], np.cumsum(lengths[present_users])]).astype(np.int64),
         items=index[item],
         times=times,
@@ -254,3 +538,4 @@ def _store_of(events: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series) ->
             item_ids.gather(np.flatnonzero(present_items)).rename("item"), 1
         ),
     )
+    return store, shown

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from recsys.histories.attributes import Attribute
 from recsys.histories.store import NO_TIME, HistoryStore, StoreError
 from recsys.logs.cleaning import Removal, consecutive_repeats
 
@@ -34,6 +35,8 @@ def build_report(
     rows_in: int,
     rejected: dict[str, int],
     steps: list[Removal],
+    tables: dict[str, dict[str, int]] | None = None,
+    impressions: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The ingest report as JSON values.
 
@@ -44,6 +47,8 @@ def build_report(
         rows_in: rows read.
         rejected: unusable rows by reason.
         steps: of the cleaning, in order.
+        tables: "users" and "items" → the counts of `recsys.histories.attributes.side_attributes`.
+        impressions: what reading the impression log found.
 
     Returns:
         `rows_in` = `rows_out` + all of `removed` + all of `quarantined`. `density` is the share of
@@ -71,6 +76,37 @@ def build_report(
         "repeats": 1 - pairs / store.events,
         "consecutive_repeats": float(consecutive_repeats(user, store.items).mean()),
         **_times(store, user),
+        "tables": tables or {},
+        "attributes": {
+            key: {
+                "rows": len(attribute) - key.startswith("item."),
+                "missing": attribute.missing - key.startswith("item."),
+                "values": None if attribute.values is None else len(attribute.values),
+            }
+            for key, attribute in _attributes(store)
+        },
+        "impressions": impressions,
+    }
+
+
+def report_of_impressions(store: HistoryStore) -> dict[str, Any]:
+    """What the impressions of a store are like, beside its histories, as JSON values.
+
+    Returns:
+        `before_first_event` impressions have an empty history; `users_without_history` have no
+        event at all, `items_without_events` stand in no history.
+    """
+    shown = store.impressions
+    assert shown is not None
+    return {
+        "rows_out": len(shown),
+        "clicked": int((shown.labels == 1).sum()),
+        "users": len(np.unique(shown.users)),
+        "users_without_history": int((store.lengths == 0).sum()),
+        "before_first_event": int((shown.history_ends == 0).sum()),
+        "items_without_events": int(
+            (np.bincount(store.items, minlength=store.catalogue_size)[1:] == 0).sum()
+        ),
     }
 
 
@@ -125,7 +161,45 @@ def render_report(report: dict[str, Any]) -> str:
         f"  repeats: {report['repeats']:.2%} of events are of an item the user had before "
         f"({report['consecutive_repeats']:.2%} just before)"
     )
+    for role, counts in report.get("tables", {}).items():
+        lines.append(
+            f"  table of {role}: {counts['rows']:,} rows, {counts['rows_left_out']:,} of them "
+            f"about {role} that the log does not have; {counts['absent']:,} {role} of the log are "
+            "not in it, and have no value"
+        )
+    for key, counts in report.get("attributes", {}).items():
+        kinds = "numbers" if counts["values"] is None else f"{counts['values']:,} values"
+        lines.append(f"  {key}: {kinds}; missing in {counts['missing']:,} of {counts['rows']:,}")
+    if report.get("impressions"):
+        lines += _impression_lines(report["impressions"])
     return "\n".join(lines)
+
+
+def _impression_lines(report: dict[str, Any]) -> list[str]:
+    lines = [f"  impressions: {report['rows_in']:,} rows in"]
+    lines += [f"    unusable: {why}: -{n:,}" for why, n in report["quarantined"].items()]
+    if report["outside_time_range"]:
+        lines.append(f"    outside the time range: -{report['outside_time_range']:,}")
+    lines.append(
+        f"    {report['rows_out']:,} rows out, {report['clicked']:,} clicked, by "
+        f"{report['users']:,} users"
+    )
+    if "requests" in report:
+        lines.append(
+            f"    {report['requests']:,} requests; {report['requests_without_candidates']:,} more "
+            "are left without a usable candidate"
+        )
+    lines.append(
+        f"    before the user's first event (empty history): {report['before_first_event']:,}; "
+        f"users without any event: {report['users_without_history']:,}; items in no history: "
+        f"{report['items_without_events']:,}"
+    )
+    return lines
+
+
+def _attributes(store: HistoryStore) -> list[tuple[str, Attribute]]:
+    shown = {} if store.impressions is None else store.impressions.attributes
+    return [*store.attributes.items(), *shown.items()]
 
 
 def _times(store: HistoryStore, user: np.ndarray) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import polars as pl
@@ -24,7 +25,21 @@ NO_TIME = np.iinfo(np.int64).min
 
 FORMAT = "recsys-histories"
 VERSION = 1
-_ARRAYS = {
+_EMPTY_ARRAY_BYTES = 128  # a header and nothing behind it, which cannot be mapped
+_ATTRIBUTE_PARTS: dict[str, np.dtype[Any]] = {
+    "codes": np.dtype(np.int32),
+    "offsets": np.dtype(np.int64),
+    "numbers": np.dtype(np.float64),
+}
+_IMPRESSION_ARRAYS: dict[str, np.dtype[Any]] = {
+    "users": np.dtype(np.int64),
+    "items": np.dtype(np.int32),
+    "labels": np.dtype(np.int8),
+    "times": np.dtype(np.int64),
+    "requests": np.dtype(np.int64),
+    "history_ends": np.dtype(np.int64),
+}
+_ARRAYS: dict[str, np.dtype[Any]] = {
     "offsets": np.dtype(np.int64),
     "items": np.dtype(np.int32),
     "times": np.dtype(np.int64),
@@ -170,10 +185,21 @@ def write_store(
             aside / "users.parquet", store.user_vocabulary.raw_ids.rename("user").to_frame()
         )
         _write_parquet(aside / "items.parquet", counts)
+        attributes = dict(store.attributes)
+        if store.impressions is not None:
+            attributes |= store.impressions.attributes
+            (aside / "impressions").mkdir()
+            for stem in _IMPRESSION_ARRAYS:
+                array = getattr(store.impressions, stem)
+                _write_array(aside / "impressions" / f"{stem}.npy", array)
+        if attributes:
+            (aside / "attributes").mkdir()
+        for key, attribute in attributes.items():
+            _write_attribute(aside / "attributes", key, attribute)
         for file_name, source in (extra_files or {}).items():
             shutil.move(source, aside / file_name)
         write_text(aside / "report.json", json.dumps(report, indent=1))
-        manifest = {
+        manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "fingerprint": fingerprint,
@@ -187,14 +213,21 @@ def write_store(
             "settings": settings,
             "sources": sources,
             "files": {
-                file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-                for file in sorted(aside.iterdir())
+                file.relative_to(aside).as_posix(): {
+                    "bytes": file.stat().st_size,
+                    "sha256": sha256_of(file),
+                }
+                for file in sorted(aside.rglob("*"))
+                if file.is_file()
             },
             "item_vocabulary": store.item_vocabulary.fingerprint,
             "user_vocabulary": store.user_vocabulary.fingerprint,
             "order": order,
             "has_times": store.times is not None,
+            "attributes": {key: attribute.form for key, attribute in attributes.items()},
         }
+        if store.impressions is not None:
+            manifest["counts"]["impressions"] = len(store.impressions)
         write_text(aside / "manifest.json", json.dumps(manifest, indent=1))
     return folder
 
@@ -215,28 +248,37 @@ def open_store(path: Path, verify: bool = False) -> HistoryStore:
     """
     manifest = read_manifest(path)
     for name, entry in manifest["files"].items():
-        _check_file(path / name, entry, verify)
-    events, users = manifest["counts"]["events"], manifest["counts"]["users"]
-    shapes = {"offsets": users + 1}
-    arrays: dict[str, np.ndarray] = {}
-    for stem, dtype in _ARRAYS.items():
-        file = path / f"{stem}.npy"
-        if file.name not in manifest["files"]:
-            continue
-        try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise StoreError(f"{file} is damaged ({error}). {_remedy(path)}") from error
-        if array.dtype != dtype or array.shape != (shapes.get(stem, events),):
-            raise StoreError(f"{file} does not hold what the manifest says. {_remedy(path)}")
-        arrays[stem] = array
+        _check_file(path, name, entry, verify)
+    counts = manifest["counts"]
+    events, users = counts["events"], counts["users"]
+    arrays = {
+        stem: _mapped(path, f"{stem}.npy", dtype, users + 1 if stem == "offsets" else events)
+        for stem, dtype in _ARRAYS.items()
+        if f"{stem}.npy" in manifest["files"]
+    }
     ids = {}
     for role in ("user", "item"):
-        file = path / f"{role}s.parquet"
-        try:
-            ids[role] = pl.read_parquet(file, columns=[role]).to_series()
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise StoreError(f"{file} is damaged ({error}). {_remedy(path)}") from error
+        ids[role] = _column(path, f"{role}s.parquet", role)
+    rows = {
+        "user": users,
+        "item": 1 + counts["items"],
+        "event": events,
+        "context": counts.get("impressions", 0),
+    }
+    attributes = {
+        key: _open_attribute(path, key, form, rows[key.partition(".")[0]])
+        for key, form in manifest.get("attributes", {}).items()
+    }
+    shown = {key: attributes.pop(key) for key in list(attributes) if key.startswith("context.")}
+    impressions = None
+    if "impressions" in counts:
+        impressions = Impressions(
+            **{
+                stem: _mapped(path, f"impressions/{stem}.npy", dtype, counts["impressions"])
+                for stem, dtype in _IMPRESSION_ARRAYS.items()
+            },
+            attributes=shown,
+        )
     return HistoryStore(
         offsets=np.array(arrays["offsets"]),
         items=arrays["items"],
@@ -245,6 +287,8 @@ def open_store(path: Path, verify: bool = False) -> HistoryStore:
         times=arrays.get("times"),
         ratings=arrays.get("ratings"),
         labels=arrays.get("labels"),
+        attributes=attributes,
+        impressions=impressions,
         manifest=manifest,
         path=path,
     )
@@ -286,19 +330,70 @@ def _remedy(path: Path) -> str:
     return f"Delete {path}, or ingest again with data.verify=true, which makes it anew."
 
 
-def _check_file(file: Path, entry: dict[str, Any], verify: bool) -> None:
+def _check_file(path: Path, name: str, entry: dict[str, Any], verify: bool) -> None:
+    file = path / name
     try:
         size = file.stat().st_size
     except FileNotFoundError as error:
-        raise StoreError(f"{file} is missing. {_remedy(file.parent)}") from error
+        raise StoreError(f"{file} is missing. {_remedy(path)}") from error
     if size != entry["bytes"]:
         word = "truncated" if size < entry["bytes"] else "damaged"
         raise StoreError(
             f"{file} is {word}: {size:,} bytes where the manifest says {entry['bytes']:,}. "
-            f"{_remedy(file.parent)}"
+            f"{_remedy(path)}"
         )
     if verify and sha256_of(file) != entry["sha256"]:
-        raise StoreError(f"{file} was altered since it was written. {_remedy(file.parent)}")
+        raise StoreError(f"{file} was altered since it was written. {_remedy(path)}")
+
+
+def _mapped(path: Path, name: str, dtype: np.dtype[Any], rows: int | None = None) -> np.ndarray:
+    """An array of a store, mapped into memory; `rows` is how long it must be."""
+    file = path / name
+    try:
+        empty = file.stat().st_size <= _EMPTY_ARRAY_BYTES
+        array: np.ndarray = np.load(file, mmap_mode=None if empty else "r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise StoreError(f"{file} is damaged ({error}). {_remedy(path)}") from error
+    if array.dtype != dtype or array.ndim != 1 or rows not in (None, len(array)):
+        raise StoreError(f"{file} does not hold what the manifest says. {_remedy(path)}")
+    return array
+
+
+def _column(path: Path, name: str, column: str) -> pl.Series:
+    try:
+        return pl.read_parquet(path / name, columns=[column]).to_series()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise StoreError(f"{path / name} is damaged ({error}). {_remedy(path)}") from error
+
+
+def _attribute_stem(key: str) -> str:
+    # A column may be called anything; a file may not.
+    return quote(key, safe=" ")
+
+
+def _write_attribute(folder: Path, key: str, attribute: Attribute) -> None:
+    stem = _attribute_stem(key)
+    for part in _ATTRIBUTE_PARTS:
+        array = getattr(attribute, part)
+        if array is not None:
+            _write_array(folder / f"{stem}.{part}.npy", array)
+    if attribute.values is not None:
+        _write_parquet(folder / f"{stem}.values.parquet", attribute.values.to_frame("value"))
+
+
+def _open_attribute(path: Path, key: str, form: str, rows: int) -> Attribute:
+    stem = f"attributes/{_attribute_stem(key)}"
+    if form == "numbers":
+        dtype = _ATTRIBUTE_PARTS["numbers"]
+        return Attribute(numbers=_mapped(path, f"{stem}.numbers.npy", dtype, rows))
+    offsets = None
+    elements = rows
+    if form == "lists":
+        dtype = _ATTRIBUTE_PARTS["offsets"]
+        offsets = _mapped(path, f"{stem}.offsets.npy", dtype, rows + 1)
+        elements = int(offsets[-1])
+    codes = _mapped(path, f"{stem}.codes.npy", _ATTRIBUTE_PARTS["codes"], elements)
+    return Attribute(codes, _column(path, f"{stem}.values.parquet", "value"), offsets)
 
 
 @contextmanager
@@ -309,7 +404,7 @@ def _written_aside(folder: Path) -> Iterator[Path]:
     try:
         aside.mkdir()
         yield aside
-        for file in aside.iterdir():
+        for file in aside.rglob("*"):
             sync(file)
         sync(aside)
         if folder.exists():

@@ -89,7 +89,8 @@ def clean(events: pl.DataFrame, cleaning: Cleaning) -> tuple[pl.DataFrame, list[
 
     Args:
         events: columns `user` and `item` (whole numbers from 0), and `order` or `time`; `rating`
-            and `label` if the settings need them. In file order.
+            and `label` if the settings need them. In file order. A column `row` is carried along;
+            no step looks at it.
         cleaning: the settings.
 
     Returns:
@@ -108,7 +109,9 @@ def clean(events: pl.DataFrame, cleaning: Cleaning) -> tuple[pl.DataFrame, list[
         return kept
 
     if cleaning.deduplicate == "exact":
-        events = record("exact duplicates", events.unique(keep="first", maintain_order=True))
+        compared = [name for name in events.columns if name != "row"]
+        kept = events.unique(compared, keep="first", maintain_order=True)
+        events = record("exact duplicates", kept)
     begin, end = cleaning.moments()
     if begin is not None or end is not None:
         inside = pl.lit(True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
@@ -30,6 +30,8 @@ _LINE = "__recsys_line"
 _BROKEN = "__recsys_broken"
 _PARSED = "__recsys_parsed_"
 _REASON = "__recsys_reason"
+CARRIED = "carried."
+"""Stands before the name of a column that is read as it is, beside the canonical ones."""
 _SCHEMA_ROWS = 10_000
 _SAMPLE_FILES = 16
 _SAMPLE_ROWS = 1000
@@ -47,6 +49,8 @@ class Log:
         frames: one lazy frame a file: source columns, and helpers of this module.
         schemas: one a file: source columns only.
         line_by_line: NDJSON is read one line at a time: slower, but a broken line is only a reject.
+        carried: columns that are read as they are.
+        label_needed: a row without a label cannot be used.
     """
 
     files: list[Path]
@@ -56,6 +60,8 @@ class Log:
     frames: list[pl.LazyFrame]
     schemas: list[pl.Schema]
     line_by_line: bool = False
+    carried: tuple[str, ...] = ()
+    label_needed: bool = False
 
     def file_by_file(self) -> Iterator[Log]:
         """One log for each file, to find the one that cannot be read."""
@@ -74,7 +80,10 @@ class Log:
         return replace(self, frames=frames, schemas=found, line_by_line=True)
 
     def events(self) -> pl.LazyFrame:
-        """The canonical columns and `reason` (see `recsys.logs.schema`) of all rows, in order."""
+        """The canonical columns and `reason` (see `recsys.logs.schema`) of all rows, in order.
+
+        Columns that are carried along are called `CARRIED` + their name.
+        """
         # Numbers for text ids, the same in all files; a name of its own, so that nothing is shared
         # with other logs read by this process.
         categories = {role: pl.Categories.random(role) for role in ("user", "item")}
@@ -82,7 +91,9 @@ class Log:
         for frame, schema in zip(self.frames, self.schemas, strict=True):
             judged = self._judged(frame, schema, categories)
             roles = self.columns.named()
-            parts.append(judged.select(*(pl.col(_PARSED + r).alias(r) for r in roles), _REASON))
+            values = [pl.col(_PARSED + role).alias(role) for role in roles]
+            values += [_as_it_is(name, schema[name]).alias(CARRIED + name) for name in self.carried]
+            parts.append(judged.select(*values, _REASON))
         return pl.concat(parts, how="vertical_relaxed").rename({_REASON: "reason"})
 
     def rejected(self) -> pl.LazyFrame:
@@ -115,7 +126,7 @@ class Log:
         """The frame with the parsed columns and the code of the reason."""
         parsed = schemas.canonical(self.columns, schema, self.time_unit, self.guessed, categories)
         names = {role: _PARSED + role for role in parsed}
-        reason = schemas.reason(self.columns, schema, names)
+        reason = schemas.reason(self.columns, schema, names, self.label_needed)
         helpers = frame.collect_schema()
         for helper, words in ((_OVERFLOW, TOO_MANY_FIELDS), (_BROKEN, BROKEN_LINE)):
             if helper in helpers:
@@ -125,7 +136,15 @@ class Log:
         return frame.with_columns(reason.alias(_REASON))
 
 
-def open_log(path: str, columns: Columns, time_unit: TimeUnit = "auto") -> Log:
+def open_log(
+    path: str,
+    columns: Columns,
+    time_unit: TimeUnit = "auto",
+    *,
+    carried: Mapping[str, str] | None = None,
+    label_needed: bool = False,
+    setting: str = "data",
+) -> Log:
     """Find and check the files of a log, without reading their rows.
 
     Args:
@@ -133,6 +152,9 @@ def open_log(path: str, columns: Columns, time_unit: TimeUnit = "auto") -> Log:
             text formats with .gz behind.
         columns: which column means what.
         time_unit: of epoch times; "auto" guesses from the magnitude of a sample.
+        carried: more columns to read as they are → the setting that named each, for messages.
+        label_needed: a row without a label cannot be used.
+        setting: under which `path` and `columns` stand, for messages.
 
     Returns:
         The log.
@@ -141,7 +163,75 @@ def open_log(path: str, columns: Columns, time_unit: TimeUnit = "auto") -> Log:
         LogError: no file, an empty file, a file that is not what its suffix says, a missing column,
             files of one log that do not agree.
     """
-    files = find_files(path)
+    files = find_files(path, f"{setting}.path")
+    log = Log(files, columns, "s", False, [], [], False, tuple(carried or ()), label_needed)
+    try:
+        return _checked(log, _scan(path, files), carried or {}, time_unit, setting)
+    except UnreadableError:
+        if _format_of(files[0]) != "ndjson":
+            raise
+        scanned = [_scan_lines(file, _json_names(file)) for file in files]
+        log = replace(log, line_by_line=True)
+        return _checked(log, scanned, carried or {}, time_unit, setting)
+
+
+def _checked(
+    log: Log,
+    scanned: list[tuple[pl.LazyFrame, pl.Schema]],
+    carried: Mapping[str, str],
+    time_unit: TimeUnit,
+    setting: str,
+) -> Log:
+    """The log with its frames, once every file has what it must have."""
+    frames, found = [frame for frame, _ in scanned], [schema for _, schema in scanned]
+    resolved = [
+        schemas.resolve(log.columns, schema, str(file), f"{setting}.columns")
+        for file, schema in zip(log.files, found, strict=True)
+    ]
+    _check_agreement(log.files, found, resolved, setting)
+    _check_carried(log.files, found, carried)
+    unit, guessed = _unit(log.files, frames, found, resolved[0], time_unit)
+    return replace(
+        log, columns=resolved[0], time_unit=unit, guessed=guessed, frames=frames, schemas=found
+    )
+
+
+def read_table(path: str, columns: Mapping[str, str], setting: str) -> pl.DataFrame:
+    """Read a side table: some columns, as they are.
+
+    Args:
+        path: a file or a glob, in a format that logs may have too.
+        columns: the columns → the setting that named each, for messages.
+        setting: that named the path, for messages.
+
+    Returns:
+        The columns, all rows in order.
+
+    Raises:
+        LogError: no file, an empty file, a file that is not what its suffix says, a missing column,
+            files that do not agree, a line with more fields than the header.
+    """
+    files = find_files(path, setting)
+    scanned = _scan(path, files)
+    _check_carried(files, [schema for _, schema in scanned], columns)
+    parts = []
+    for file, (frame, schema) in zip(files, scanned, strict=True):
+        values = [_as_it_is(name, schema[name]).alias(name) for name in columns]
+        if _OVERFLOW not in frame.collect_schema():
+            with reading(file):
+                parts.append(frame.select(values).collect())
+            continue
+        with reading(file):
+            part = frame.select(*values, _LINE, _OVERFLOW, blank=_blank(schema)).collect()
+        spilled = part.filter(pl.col(_OVERFLOW).is_not_null())
+        if len(spilled):
+            raise LogError(f"{file}, line {spilled[_LINE][0]}: {TOO_MANY_FIELDS}.")
+        parts.append(part.filter(~pl.col("blank")).select(columns))
+    return pl.concat(parts, how="vertical_relaxed")
+
+
+def _scan(path: str, files: list[Path]) -> list[tuple[pl.LazyFrame, pl.Schema]]:
+    """The files of a log or table, once their names and first bytes are checked."""
     formats = {_format_of(file): file for file in files}
     if len(formats) > 1:
         first, second, *_ = formats.values()
@@ -151,34 +241,25 @@ def open_log(path: str, columns: Columns, time_unit: TimeUnit = "auto") -> Log:
         )
     for file in files:
         _check_content(file)
-    try:
-        return _open(files, [_scan_file(file) for file in files], columns, time_unit)
-    except UnreadableError:
-        if set(formats) != {"ndjson"}:
-            raise
-        scanned = [_scan_lines(file, _json_names(file)) for file in files]
-        return _open(files, scanned, columns, time_unit, line_by_line=True)
+    return [_scan_file(file) for file in files]
 
 
-def _open(
-    files: list[Path],
-    scanned: list[tuple[pl.LazyFrame, pl.Schema]],
-    columns: Columns,
-    time_unit: TimeUnit,
-    line_by_line: bool = False,
-) -> Log:
-    frames, found = [frame for frame, _ in scanned], [schema for _, schema in scanned]
-    resolved = [
-        schemas.resolve(columns, schema, str(file))
-        for file, schema in zip(files, found, strict=True)
-    ]
-    _check_agreement(files, found, resolved)
-    unit, guessed = _unit(files, frames, found, resolved[0], time_unit)
-    return Log(files, resolved[0], unit, guessed, frames, found, line_by_line)
+def _blank(schema: pl.Schema) -> pl.Expr:
+    return pl.all_horizontal(pl.col(name).is_null() for name in schema)
 
 
-def find_files(path: str) -> list[Path]:
+def _as_it_is(name: str, dtype: pl.DataType) -> pl.Expr:
+    """A column that is carried along; text of any kind as plain text."""
+    text = isinstance(dtype, pl.Categorical | pl.Enum) or dtype == pl.Boolean
+    return pl.col(name).cast(pl.String) if text else pl.col(name)
+
+
+def find_files(path: str, setting: str = "data.path") -> list[Path]:
     """The files that a path or glob names: absolute, sorted.
+
+    Args:
+        path: a file or a glob.
+        setting: that named it, for messages.
 
     Raises:
         LogError: there is none, or it is a folder.
@@ -196,13 +277,13 @@ def find_files(path: str) -> list[Path]:
     if files:
         return files
     if glob.has_magic(str(place)):
-        raise LogError(f"No file matches {path!r} (data.path; looked in {Path.cwd()}).")
+        raise LogError(f"No file matches {path!r} ({setting}; looked in {Path.cwd()}).")
     hint = ""
     if place.parent.is_dir():
         hint = nearest(place.name, (p.name for p in place.parent.iterdir()))
     else:
         hint = f" There is no folder {str(place.parent)!r} either."
-    raise LogError(f"There is no file {path!r} (data.path; looked in {Path.cwd()}).{hint}")
+    raise LogError(f"There is no file {path!r} ({setting}; looked in {Path.cwd()}).{hint}")
 
 
 @contextmanager
@@ -358,9 +439,8 @@ def _scan_separated(file: Path, separator: str) -> tuple[pl.LazyFrame, pl.Schema
         # column that nobody asked for would swallow the lines between them in silence. So parse
         # them all: the second half below asks for them and changes nothing.
         spilled = pl.col(_OVERFLOW).is_not_null()
-        blank = pl.all_horizontal(pl.col(name).is_null() for name in schema)
         frame = frame.with_columns(
-            pl.when(spilled | (spilled & blank)).then(pl.col(_OVERFLOW)).alias(_OVERFLOW)
+            pl.when(spilled | (spilled & _blank(schema))).then(pl.col(_OVERFLOW)).alias(_OVERFLOW)
         )
     return frame, schema
 
@@ -418,7 +498,33 @@ def _has_quotes(file: Path) -> bool:
         return any(b'"' in block for block in iter(lambda: raw.read(1 << 20), b""))
 
 
-def _check_agreement(files: list[Path], found: list[pl.Schema], resolved: list[Columns]) -> None:
+def _check_carried(files: list[Path], found: list[pl.Schema], carried: Mapping[str, str]) -> None:
+    """Columns that are read as they are must be there, and of one kind in all files."""
+    for name, setting in carried.items():
+        for file, schema in zip(files, found, strict=True):
+            if name not in schema:
+                raise LogError(schemas.no_column(name, schema, str(file), setting))
+            schemas.check_named_once(name, schema, str(file))
+            _check_kinds(name, setting, files[0], found[0][name], file, schema[name])
+
+
+def _check_kinds(
+    name: str, setting: str, first: Path, there: pl.DataType, file: Path, here: pl.DataType
+) -> None:
+    kinds = {schemas.kind_of(here), schemas.kind_of(there)}
+    numbers = {"whole numbers", "numbers"}
+    if setting.rpartition(".")[2] not in ("user", "item"):
+        numbers.add("long whole numbers")
+    if len(kinds) > 1 and "nothing" not in kinds and not kinds <= numbers:
+        raise LogError(
+            f"Column {name!r} ({setting}) holds {schemas.kind_of(there)} in {first} but "
+            f"{schemas.kind_of(here)} in {file}. Convert one of them."
+        )
+
+
+def _check_agreement(
+    files: list[Path], found: list[pl.Schema], resolved: list[Columns], setting: str
+) -> None:
     """Files of one log must hold the same kinds of values in the named columns."""
     for file, schema, columns in zip(files, found, resolved, strict=True):
         if columns != resolved[0]:
@@ -427,15 +533,8 @@ def _check_agreement(files: list[Path], found: list[pl.Schema], resolved: list[C
                 "log and not in others."
             )
         for canonical, name in columns.named().items():
-            here, there = schemas.kind_of(schema[name]), schemas.kind_of(found[0][name])
-            numbers = {"whole numbers", "numbers"}
-            if canonical not in ("user", "item"):
-                numbers.add("long whole numbers")
-            if here != there and "nothing" not in (here, there) and not {here, there} <= numbers:
-                raise LogError(
-                    f"Column {name!r} (data.columns.{canonical}) holds {there} in {files[0]} but "
-                    f"{here} in {file}. Convert one of them."
-                )
+            place = f"{setting}.columns.{canonical}"
+            _check_kinds(name, place, files[0], found[0][name], file, schema[name])
 
 
 def _unit(

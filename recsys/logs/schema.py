@@ -32,6 +32,7 @@ REASONS = (
     "the rating is not a number",
     "the label is not 0 or 1",
     BROKEN_LINE,
+    "the label is missing",
 )
 
 # Years 1 to 9999: what datetime can print.
@@ -77,13 +78,16 @@ class Columns:
         return {canonical: name for canonical, name in pairs.items() if name is not None}
 
 
-def resolve(columns: Columns, schema: pl.Schema, place: str) -> Columns:
+def resolve(
+    columns: Columns, schema: pl.Schema, place: str, setting: str = "data.columns"
+) -> Columns:
     """Check that the named columns exist and hold what they must.
 
     Args:
         columns: the names given by the user.
         schema: of the log.
         place: the file, for messages.
+        setting: where the columns are named, for messages.
 
     Returns:
         The columns that the log has: `time` is None if it is absent and `order` stands in for it.
@@ -93,24 +97,19 @@ def resolve(columns: Columns, schema: pl.Schema, place: str) -> Columns:
     """
     if columns.time is None and columns.order is None:
         raise LogError(
-            "A log needs a time or an order: name a column in data.columns.time or "
-            "data.columns.order."
+            f"A log needs a time or an order: name a column in {setting}.time or {setting}.order."
         )
     if columns.user == columns.item:
-        raise LogError(f"data.columns.user and data.columns.item both name {columns.user!r}.")
+        raise LogError(f"{setting}.user and {setting}.item both name {columns.user!r}.")
     named = columns.named()
     if columns.order is not None and columns.time not in schema:
         named.pop("time", None)
     for canonical, name in named.items():
         if name not in schema:
-            existing = ", ".join(repr(c) for c in schema) or "none"
-            raise LogError(
-                f"{place}: there is no column {name!r} (data.columns.{canonical}). "
-                f"Columns: {existing}.{nearest(name, schema)}{_separator_hint(schema)}"
-            )
-        if f"{name}_duplicated_0" in schema:
-            raise LogError(f"{place}: the header names {name!r} twice. Rename one of the two.")
-        _check_type(canonical, name, schema[name], place)
+            hint = _separator_hint(schema)
+            raise LogError(no_column(name, schema, place, f"{setting}.{canonical}") + hint)
+        check_named_once(name, schema, place)
+        _check_type(name, schema[name], place, f"{setting}.{canonical}")
     return Columns(
         user=columns.user,
         item=columns.item,
@@ -119,6 +118,25 @@ def resolve(columns: Columns, schema: pl.Schema, place: str) -> Columns:
         rating=columns.rating,
         label=columns.label,
     )
+
+
+def no_column(name: str, schema: pl.Schema, place: str, setting: str) -> str:
+    """What to say where a setting names a column that is not there."""
+    existing = ", ".join(repr(c) for c in schema) or "none"
+    return (
+        f"{place}: there is no column {name!r} ({setting}). "
+        f"Columns: {existing}.{nearest(name, schema)}"
+    )
+
+
+def check_named_once(name: str, schema: pl.Schema, place: str) -> None:
+    """Refuse a header that has a column twice.
+
+    Raises:
+        LogError: names the column.
+    """
+    if f"{name}_duplicated_0" in schema:
+        raise LogError(f"{place}: the header names {name!r} twice. Rename one of the two.")
 
 
 def kind_of(dtype: pl.DataType) -> str:
@@ -138,7 +156,8 @@ def kind_of(dtype: pl.DataType) -> str:
     return str(dtype)
 
 
-def _check_type(canonical: str, name: str, dtype: pl.DataType, place: str) -> None:
+def _check_type(name: str, dtype: pl.DataType, place: str, setting: str) -> None:
+    canonical = setting.rpartition(".")[2]
     allowed = ["whole numbers", "long whole numbers", "numbers", "text", "nothing"]
     if canonical in ("time", "order"):
         allowed.append("dates")
@@ -147,8 +166,7 @@ def _check_type(canonical: str, name: str, dtype: pl.DataType, place: str) -> No
             word for word in allowed if word not in ("long whole numbers", "nothing")
         )
         raise LogError(
-            f"{place}: column {name!r} (data.columns.{canonical}) holds {dtype}; "
-            f"it must hold one of: {choices}."
+            f"{place}: column {name!r} ({setting}) holds {dtype}; it must hold one of: {choices}."
         )
 
 
@@ -294,13 +312,16 @@ def canonical(
     return expressions
 
 
-def reason(columns: Columns, schema: pl.Schema, parsed: dict[str, str]) -> pl.Expr:
+def reason(
+    columns: Columns, schema: pl.Schema, parsed: dict[str, str], label_needed: bool = False
+) -> pl.Expr:
     """UInt8: the first entry of `REASONS` that makes a row unusable, 0 where none does.
 
     Args:
         columns: resolved.
         schema: of the log.
         parsed: canonical name → name of the column with its parsed values.
+        label_needed: a row without a label cannot be used.
     """
     checks: list[tuple[pl.Expr, str]] = []
     for role, name in (("user", columns.user), ("item", columns.item)):
@@ -326,6 +347,8 @@ def reason(columns: Columns, schema: pl.Schema, parsed: dict[str, str]) -> pl.Ex
         if optional is not None:
             unread = pl.col(parsed[role]).is_null() & ~_missing(optional, schema[optional])
             checks.append((unread, words))
+    if label_needed:
+        checks.append((pl.col(parsed["label"]).is_null(), "the label is missing"))
     result = pl.lit(0, dtype=pl.UInt8)
     for check, words in reversed(checks):
         result = pl.when(check).then(pl.lit(REASONS.index(words), dtype=pl.UInt8)).otherwise(result)
