@@ -1,7 +1,6 @@
 """Lists from a tracked run, through the command."""
 
 import json
-import runpy
 import signal
 import sys
 from collections.abc import Callable
@@ -13,10 +12,10 @@ import polars as pl
 import pytest
 import torch
 
-from pipelines.entry import as_yaml, compose
+from pipelines.entry import as_yaml, compose, main
 from pipelines.ingest import make_store
-from pipelines.recommend import histories_config
-from pipelines.schemas import DataConfig, TrainConfig
+from pipelines.recommend import histories_config, run
+from pipelines.schemas import DataConfig, RecommendConfig, TrainConfig
 from recsys.histories.store import open_store
 from recsys.models.next_item.sasrec import SASRec
 from recsys.serving.parts import parts_folder
@@ -102,7 +101,7 @@ def recommend(place: Place, monkeypatch, capfd) -> Command:
         added = [setting for name, setting in defaults.items() if name not in given]
         monkeypatch.setattr(sys, "argv", ["recommend", *added, *arguments])
         with pytest.raises(SystemExit) as left:
-            runpy.run_module("pipelines.recommend", run_name="__main__")
+            main("recommend", RecommendConfig, run, __doc__ or "")
         printed = capfd.readouterr()
         assert left.value.code == code, printed.err
         return printed.err if code else printed.out
