@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from recsys.batch import ClickBatch
 from recsys.histories import click_batches
 from recsys.histories.click_batches import ClickBatches, Columns, click_batch
-from recsys.histories.clicks import ClickQuestions, ClickSplit, click_split, history_view
+from recsys.histories.clicks import (
+    ClickQuestions,
+    ClickSplit,
+    click_split,
+    feature_rows,
+    history_view,
+)
+from recsys.histories.features import Label, Recency, UserId, fit_features
 from recsys.histories.negatives import NegativeSampler
 from recsys.histories.questions import Questions, Split
 from recsys.histories.store import HistoryStore
@@ -163,6 +170,29 @@ def test_codes_are_int64_and_numbers_float32() -> None:
     for tensor in (batch.item_ids_I, batch.candidates_B, batch.history_BL, batch.lengths_B):
         assert tensor.dtype == torch.int64
     assert click_batch(clicks.view, clicks.test, None, 5).event_fields == {}
+
+
+def test_fitted_features_are_columns() -> None:
+    store = store_of([4, 3])
+    assert store.times is not None
+    store = replace(
+        store,
+        times=store.times * 1_000_000,
+        labels=np.array([1, 0, 1, 1, 0, 1, 0], dtype=np.int8),
+    )
+    clicks = clicks_of(store)
+    fitted = fit_features(
+        store,
+        [UserId(), Label(), Recency("ago")],
+        feature_rows(clicks.view, clicks.training_questions(0)),
+    )
+    batch = click_batch(clicks.view, clicks.test, fitted.columns(store), 2)
+    assert batch.user_fields["user_id"].tolist() == [2, 3]
+    assert batch.event_fields["label"].tolist() == [[2, 3], [2, 3]]
+    # Two seconds ago and one: floor(log2(1 + seconds)) = 1, and codes start at 2.
+    assert batch.event_fields["ago"].tolist() == [[3, 3], [3, 3]]
+    longer = click_batch(clicks.view, clicks.test, fitted.columns(store), 3)
+    assert longer.event_fields["ago"].tolist() == [[4, 3, 3], [3, 3, 0]]
 
 
 def test_a_log_where_nothing_is_in_view_has_empty_histories() -> None:
