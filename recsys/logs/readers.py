@@ -222,11 +222,11 @@ def read_table(path: str, columns: Mapping[str, str], setting: str) -> pl.DataFr
                 parts.append(frame.select(values).collect())
             continue
         with reading(file):
-            part = frame.select(*values, _LINE, _OVERFLOW, blank=_blank(schema)).collect()
+            part = frame.select(*values, _LINE, _OVERFLOW, _blank(schema).alias(_BROKEN)).collect()
         spilled = part.filter(pl.col(_OVERFLOW).is_not_null())
         if len(spilled):
             raise LogError(f"{file}, line {spilled[_LINE][0]}: {TOO_MANY_FIELDS}.")
-        parts.append(part.filter(~pl.col("blank")).select(columns))
+        parts.append(part.filter(~pl.col(_BROKEN)).select(list(columns)))
     return pl.concat(parts, how="vertical_relaxed")
 
 
