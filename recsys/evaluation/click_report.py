@@ -1,0 +1,126 @@
+"""The numbers and the table of an evaluation of clicks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from recsys.evaluation.click_metrics import (
+    Weighting,
+    auc,
+    calibration_error,
+    logloss,
+    normalised_entropy,
+    request_ranks,
+    user_aucs,
+)
+from recsys.evaluation.metrics import mrr, ndcg
+from recsys.histories.clicks import ClickQuestions
+from recsys.histories.store import NO_TIME, HistoryStore
+
+
+def summarise_clicks(
+    labels_N: np.ndarray,
+    probabilities_N: np.ndarray,
+    users_N: np.ndarray,
+    requests_N: np.ndarray | None = None,
+    *,
+    ks: Sequence[int] = (10,),
+    weighting: Weighting = "impressions",
+    bins: int = 15,
+) -> dict[str, float]:
+    """Every metric of clicks, and what each is over.
+
+    >>> from recsys.evaluation.click_metrics import LABELS, PROBABILITIES, USERS
+    >>> values = summarise_clicks(LABELS, PROBABILITIES, USERS)
+    >>> values["gauc"], values["users_counted"], values["users_excluded"]
+    (0.75, 2.0, 1.0)
+
+    Args:
+        labels_N: 0 or 1.
+        probabilities_N: of a click, in [0, 1].
+        users_N: integers or text.
+        requests_N: int64, equal for candidates that were shown together, below 0 where unknown.
+            None, or unknown throughout: nothing is said about requests.
+        ks: cut-offs of the requests' metrics.
+        weighting: what a user counts in GAUC.
+        bins: of the calibration errors.
+
+    Returns:
+        `auc`, `gauc`, `logloss`, `normalised_entropy`, `calibration_error` (bins of equal width)
+        and `calibration_error_mass` (of as many rows each) as `click_metrics` defines them, NaN
+        where one is not defined; `questions` and `clicks`, the number of rows and of those
+        clicked; `users_counted` and `users_excluded` (of GAUC: those without both classes).
+        With requests also `request_ndcg_K` and `request_mrr_K`, means over the requests with a
+        click, and `requests_counted` and `requests_excluded` (those without).
+
+    Raises:
+        ValueError: what `click_metrics` refuses.
+    """
+    by_user = user_aucs(labels_N, probabilities_N, users_N)
+    counted = int(by_user.counted_U.sum())
+    values = {
+        "auc": auc(labels_N, probabilities_N),
+        "gauc": by_user.mean(weighting),
+        "logloss": logloss(labels_N, probabilities_N),
+        "normalised_entropy": normalised_entropy(labels_N, probabilities_N),
+        "calibration_error": calibration_error(labels_N, probabilities_N, bins),
+        "calibration_error_mass": calibration_error(labels_N, probabilities_N, bins, "equal_mass"),
+        "questions": float(by_user.impressions_U.sum()),
+        "clicks": float(by_user.clicks_U.sum()),
+        "users_counted": float(counted),
+        "users_excluded": float(len(by_user.users_U) - counted),
+    }
+    if requests_N is None or not np.any(requests_N >= 0):
+        return values
+    ranks = request_ranks(labels_N, probabilities_N, requests_N)
+    requests = len(np.unique(requests_N[requests_N >= 0]))
+    for k in ks:
+        for name, metric in (("request_ndcg", ndcg), ("request_mrr", mrr)):
+            of_each = metric(ranks, k)
+            values[f"{name}_{k}"] = float(of_each.mean()) if len(of_each) else float("nan")
+    values["requests_counted"] = float(ranks.questions)
+    values["requests_excluded"] = float(requests - ranks.questions)
+    return values
+
+
+def per_question_click_frame(
+    questions: ClickQuestions, probabilities_N: np.ndarray, store: HistoryStore
+) -> pl.DataFrame:
+    """One row a question, in the questions' order: what intervals and comparisons start from.
+
+    Args:
+        questions: what was asked.
+        probabilities_N: what a model answered.
+        store: the histories.
+
+    Returns:
+        `user` and `item` (raw ids), `label` (Int8), `score` (Float64), `history_length` (events in
+        view before the question), `request` (Int64, null where unknown) and, where the log has
+        times, `time` (microseconds since 1970, null where unknown).
+
+    Raises:
+        ValueError: not one score per question.
+    """
+    if np.shape(probabilities_N) != (len(questions),):
+        raise ValueError(
+            f"scores of shape {np.shape(probabilities_N)} for {len(questions)} questions"
+        )
+    frame = pl.DataFrame(
+        {
+            "user": store.user_vocabulary.raw(questions.users),
+            "item": store.item_vocabulary.raw(questions.candidates),
+            "label": questions.labels.astype(np.int8),
+            "score": np.asarray(probabilities_N, dtype=np.float64),
+            "history_length": questions.history_ends,
+            "request": questions.requests,
+        }
+    ).with_columns(pl.when(pl.col("request") >= 0).then("request").alias("request"))
+    if questions.times is None:
+        return frame
+    time = pl.Series("time", questions.times)
+    return frame.with_columns(time).with_columns(
+        pl.when(pl.col("time") != NO_TIME).then("time").alias("time")
+    )

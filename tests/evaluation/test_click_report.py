@@ -1,0 +1,111 @@
+"""Names, counts and the table of an evaluation of clicks."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys.evaluation.click_metrics import auc, calibration_error, gauc, request_ranks
+from recsys.evaluation.click_report import per_question_click_frame, summarise_clicks
+from recsys.evaluation.metrics import ndcg
+from recsys.evaluation.report import metric_name
+from recsys.histories.clicks import ClickQuestions
+from recsys.histories.store import NO_TIME, HistoryStore
+
+STORE = HistoryStore.from_lists([[1, 2], [3, 1]], 3)
+QUESTIONS = ClickQuestions(
+    users=np.array([0, 1, 1, 1]),
+    history_ends=np.array([1, 0, 2, 2]),
+    candidates=np.array([3, 1, 2, 3]),
+    labels=np.array([1, 0, 1, 0], dtype=np.float32),
+    requests=np.array([4, 5, 5, -1]),
+    rows=np.array([1, 2, 3, 3]),
+    times=np.array([10, 20, 30, NO_TIME]),
+)
+SCORES = np.array([0.5, 0.75, 0.25, 0.125])
+
+
+def summary(**settings) -> dict[str, float]:
+    return summarise_clicks(
+        QUESTIONS.labels, SCORES, QUESTIONS.users, QUESTIONS.requests, **settings
+    )
+
+
+def test_every_number_and_what_it_is_over():
+    values = summary(ks=[1, 2])
+    assert values["auc"] == 0.5 and values["gauc"] == 0.5
+    assert values["request_ndcg_1"] == values["request_mrr_1"] == 0.5
+    assert values["request_mrr_2"] == 0.75
+    assert values["request_ndcg_2"] == pytest.approx((1 + 1 / np.log2(3)) / 2)
+    counts = {name: values[name] for name in ("questions", "clicks", "users_counted")}
+    assert counts == {"questions": 4, "clicks": 2, "users_counted": 1}
+    assert values["users_excluded"] == 1
+    assert (values["requests_counted"], values["requests_excluded"]) == (2, 0)
+    assert all(type(value) is float for value in values.values())
+    assert set(summary(ks=[1])) - set(summary(ks=[2])) == {"request_ndcg_1", "request_mrr_1"}
+
+
+def test_the_metrics_are_those_of_their_names():
+    draw = np.random.Generator(np.random.PCG64(8))
+    scores, users = draw.random(500), draw.integers(0, 40, 500)
+    labels = (draw.random(500) < scores**2).astype(np.float32)
+    requests = draw.integers(-1, 60, 500)
+    values = summarise_clicks(labels, scores, users, requests, ks=[3], weighting="users", bins=7)
+    expected = {
+        "auc": auc(labels, scores),
+        "gauc": gauc(labels, scores, users, "users"),
+        "calibration_error": calibration_error(labels, scores, 7),
+        "calibration_error_mass": calibration_error(labels, scores, 7, "equal_mass"),
+        "request_ndcg_3": ndcg(request_ranks(labels, scores, requests), 3).mean(),
+    }
+    assert {name: values[name] for name in expected} == expected
+    assert len(set(expected.values())) == len(expected)
+    clicked = {r for r, label in zip(requests, labels, strict=True) if label and r >= 0}
+    assert values["requests_counted"] == len(clicked)
+    assert values["requests_excluded"] == len(set(requests.tolist()) - {-1} - clicked)
+
+
+def test_nothing_is_said_about_requests_where_there_are_none():
+    without = summarise_clicks(QUESTIONS.labels, SCORES, QUESTIONS.users)
+    assert not [name for name in without if "request" in name]
+    unknown = summarise_clicks(QUESTIONS.labels, SCORES, QUESTIONS.users, np.full(4, -1))
+    assert unknown == without
+
+
+def test_what_is_not_defined_is_nan():
+    values = summarise_clicks(np.zeros(3), np.full(3, 0.5), np.arange(3), np.arange(3), ks=[5])
+    undefined = {name for name, value in values.items() if np.isnan(value)}
+    assert undefined == {"auc", "gauc", "normalised_entropy", "request_ndcg_5", "request_mrr_5"}
+    assert (values["requests_counted"], values["requests_excluded"]) == (0, 3)
+
+
+def test_names_are_legal_in_mlflow():
+    for name in summary():
+        assert metric_name("test", "clicks", name) == f"test/clicks/{name}"
+
+
+def test_one_row_a_question_with_raw_ids(tmp_path):
+    frame = per_question_click_frame(QUESTIONS, SCORES.astype(np.float32), STORE)
+    frame.write_parquet(tmp_path / "clicks.parquet")
+    frame = pl.read_parquet(tmp_path / "clicks.parquet")
+    assert frame.rows() == [
+        ("u0", "i3", 1, 0.5, 1, 4, 10),
+        ("u1", "i1", 0, 0.75, 0, 5, 20),
+        ("u1", "i2", 1, 0.25, 2, 5, 30),
+        ("u1", "i3", 0, 0.125, 2, None, None),
+    ]
+    assert frame.columns == [
+        *("user", "item", "label", "score", "history_length", "request", "time"),
+    ]
+    assert frame["score"].dtype == pl.Float64 and frame["label"].dtype == pl.Int8
+    # The table is enough to compute the number again.
+    assert auc(frame["label"].to_numpy(), frame["score"].to_numpy()) == summary()["auc"]
+
+
+def test_a_log_without_times_has_none_in_the_table():
+    without = ClickQuestions(*(getattr(QUESTIONS, name) for name in list(vars(QUESTIONS))[:6]))
+    assert "time" not in per_question_click_frame(without, SCORES, STORE).columns
+
+
+def test_one_score_per_question():
+    with pytest.raises(ValueError, match=r"scores of shape \(3,\) for 4 questions"):
+        per_question_click_frame(QUESTIONS, SCORES[:3], STORE)
