@@ -42,6 +42,7 @@ def write_log(path: Path, users: int = 60) -> None:
             "user": [f"u{u}" for u, n in enumerate(lengths) for _ in range(n)],
             "item": store.item_vocabulary.raw(store.items),
             "at": [i for n in lengths for i in range(n)],
+            "time": [86_400 * i + u for u, n in enumerate(lengths) for i in range(n)],
         }
     )
     frame.write_parquet(path)
