@@ -63,6 +63,13 @@ class Attribute:
         assert self.codes is not None
         return int((self.codes == 0).sum())
 
+    @property
+    def distinct(self) -> int | None:
+        """How many different values stand in the rows; None for numbers."""
+        if self.codes is None:
+            return None
+        return int(np.count_nonzero(np.bincount(self.codes, minlength=1)[1:]))
+
     def take(self, rows: np.ndarray) -> Attribute:
         """The attribute of other rows.
 

@@ -81,7 +81,7 @@ def build_report(
             key: {
                 "rows": len(attribute) - key.startswith("item."),
                 "missing": attribute.missing - key.startswith("item."),
-                "values": None if attribute.values is None else len(attribute.values),
+                "values": attribute.distinct,
             }
             for key, attribute in _attributes(store)
         },
