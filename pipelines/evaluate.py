@@ -17,7 +17,15 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.checking import ConfigError, build
-from pipelines.entry import as_yaml, main
+from pipelines.clicks import (
+    ClickJudge,
+    check_click_evaluation,
+    click_baselines,
+    click_judge,
+    click_table,
+    make_click_split,
+)
+from pipelines.entry import as_yaml, compose, main
 from pipelines.ingest import make_store
 from pipelines.judging import (
     Judge,
@@ -32,14 +40,23 @@ from pipelines.judging import (
 )
 from pipelines.paths import artifact_root, tracking_uri
 from pipelines.result import check_result_path, write_result
-from pipelines.schemas import EvaluateConfig, TrainConfig
+from pipelines.schemas import (
+    ClickEvaluationConfig,
+    ClicksConfig,
+    EvaluateConfig,
+    EvaluationConfig,
+    TrainConfig,
+)
 
 
 def run(config: EvaluateConfig) -> None:
     """Load, ask, report."""
     started = time.perf_counter()
     check_result_path(config.result)
-    check_evaluation(config.evaluation)
+    if isinstance(config.evaluation, EvaluationConfig):
+        check_evaluation(config.evaluation)
+    else:
+        check_click_evaluation(config.evaluation)
     import yaml
 
     from recsys.tracking.run import TrackedRun, environment_tags, load_run
@@ -54,7 +71,17 @@ def run(config: EvaluateConfig) -> None:
     text = info.artifact("config.yaml").read_text(encoding="utf-8")
     trained = build(TrainConfig, yaml.safe_load(text), lambda key: f" in run {info.run_id}")
     data, split_config = config.data or trained.data, config.split or trained.split
-    for name, value in asdict(config.evaluation).items():
+    clicks = isinstance(trained.evaluation, ClickEvaluationConfig)
+    evaluation = config.evaluation
+    if clicks and evaluation == compose("evaluate", EvaluateConfig, ["run=latest"]).evaluation:
+        evaluation = trained.evaluation  # nothing was said about it
+    if evaluation.name != trained.evaluation.name:
+        raise ConfigError(
+            f"evaluation={evaluation.name} does not go with run {info.run_id} ('{info.name}'), "
+            f"which answers {trained.evaluation.name} questions: take "
+            f"evaluation={trained.evaluation.name}"
+        )
+    for name, value in asdict(evaluation).items():
         if value != (own := getattr(trained.evaluation, name)):
             say(f"evaluation.{name} is {value} here and was {own} in training")
 
@@ -72,21 +99,34 @@ def run(config: EvaluateConfig) -> None:
                 f"{store.catalogue_size - 1:,} here): a model can only be judged on items it "
                 "knows; leave out data= to take the run's own"
             )
-        make_split(split_config, store)
+        if isinstance(trained.questions, ClicksConfig):
+            make_click_split(split_config, trained.questions, store)
+        else:
+            make_split(split_config, store)
 
     store = open_store(make_store(data, accept))
     model, _ = load_model(folder)
-    judge = Judge(
-        store,
-        make_split(split_config, store),
-        config.evaluation,
-        config.evaluation.filter_seen and not data.repeats,
-    )
-    say(split_counts(judge.split))
+    judge: Judge | ClickJudge
     models: dict[str, Any] = {described["name"]: model}
-    if config.evaluation.baselines:
-        beside = baselines(judge, trained.trainer.monitor, data.repeats)
-        models |= {baseline.name: baseline for baseline in beside}
+    if isinstance(evaluation, ClickEvaluationConfig):
+        from recsys.histories.features import FittedFeatures
+
+        features = FittedFeatures.load(folder / "features.json")
+        judge = click_judge(
+            trained, store, split=split_config, evaluation=evaluation, features=features
+        )
+        if unknown := judge.unknown_values("test"):
+            said = ", ".join(f"{name} {count:,}" for name, count in unknown.items())
+            say(f"values that training did not know, in the test questions: {said}")
+        if evaluation.baselines:
+            models |= click_baselines(trained, judge)
+    else:
+        filter_seen = evaluation.filter_seen and not data.repeats
+        judge = Judge(store, make_split(split_config, store), evaluation, filter_seen)
+        if evaluation.baselines:
+            beside = baselines(judge, trained.trainer.monitor, data.repeats)
+            models |= {baseline.name: baseline for baseline in beside}
+    say(split_counts(judge.split))
     with TrackedRun.start(
         uri=uri,
         artifact_root=str(artifact_root()),
@@ -107,7 +147,11 @@ def run(config: EvaluateConfig) -> None:
         for row in rows[1:]:
             prefix = f"baseline/{file_name(row['model'])}"
             tracked.metrics({f"{prefix}/{name}": v for name, v in row["metrics"].items()}, 0)
-        text = table(judge, rows, data.name)
+        text = (
+            table(judge, rows, data.name)
+            if isinstance(judge, Judge)
+            else click_table(judge, rows, data.name)
+        )
         tracked.artifact_text("table.txt", text + "\n")
         tracked.artifact_json("table.json", rows)
         seconds = time.perf_counter() - started

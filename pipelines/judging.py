@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from recsys.evaluation.ranking import Encoder, Scorer
+    from recsys.histories.clicks import ClickSplit
     from recsys.histories.questions import Questions, Split
     from recsys.histories.store import HistoryStore
     from recsys.models.baselines.tuning import Baseline
@@ -55,7 +56,7 @@ def make_split(split: SplitConfig, store: HistoryStore) -> Split:
     return leave_one_out(store, users, split.seed)
 
 
-def split_counts(split: Split) -> str:
+def split_counts(split: Split | ClickSplit) -> str:
     """What a split did, exclusions among it, in one line.
 
     >>> from recsys.histories.questions import user_share
@@ -261,9 +262,17 @@ def _write_baselines(folder: Path, models: list[Baseline], facts: Mapping[str, A
     write_text(folder / "trials.json", json.dumps(facts, indent=1))
 
 
+class Asks(Protocol):
+    """A judge: `Judge`, or `pipelines.clicks.ClickJudge`."""
+
+    def ask(self, model: Any, stage: str) -> tuple[dict[str, float], pl.DataFrame, dict[str, int]]:
+        """Metrics by full name, one row a question, and what was counted."""
+        ...
+
+
 def ask_all(
-    judge: Judge,
-    models: Mapping[str, Encoder | Scorer],
+    judge: Asks,
+    models: Mapping[str, Any],
     keep: Callable[[str, pl.DataFrame], None],
 ) -> list[dict[str, Any]]:
     """Asks every model the test questions.
@@ -292,7 +301,7 @@ def ask_all(
 
 def file_name(model: str) -> str:
     """A model's name, legal in MLflow's names."""
-    return model.replace("@", ":")
+    return model.replace("@", ":").replace("+", "and")
 
 
 def table(judge: Judge, rows: list[dict[str, Any]], title: str) -> str:

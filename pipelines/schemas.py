@@ -279,7 +279,89 @@ class SASRecConfig:
     initial_scale: float
 
 
-ModelConfig = SASRecConfig
+@dataclass(frozen=True)
+class DINConfig:
+    """`recsys.models.click.din.DIN`, whose docstring explains the fields."""
+
+    name: Literal["din"]
+    max_length: int
+    width: int
+    field_width: int
+    heads: int
+    layers: int
+    parameter_groups: int | None
+    score: Literal["additive", "dot", "bilinear"]
+    normalize: Literal["none", "softmax", "sigmoid"]
+    scale_by_length: bool
+    combine_heads: Literal["concatenate", "average"]
+    attention_units: int
+    hidden: list[int]
+    activation: Literal["relu", "sigmoid", "prelu", "dice"]
+    dropout: float
+    embedding_dropout: float
+    initial_scale: float
+
+
+@dataclass(frozen=True)
+class MeanPoolingConfig:
+    """`recsys.models.click.mean_pooling.MeanPooling`, whose docstring explains the fields."""
+
+    name: Literal["mean_pooling"]
+    max_length: int
+    width: int
+    field_width: int
+    hidden: list[int]
+    activation: Literal["relu", "sigmoid", "prelu", "dice"]
+    dropout: float
+    embedding_dropout: float
+    initial_scale: float
+
+
+@dataclass(frozen=True)
+class LogisticRegressionConfig:
+    """`recsys.models.click.logistic_regression.LogisticRegression`."""
+
+    name: Literal["logistic_regression"]
+    max_length: int
+
+
+RankerConfig = DINConfig | MeanPoolingConfig | LogisticRegressionConfig
+ModelConfig = SASRecConfig | DINConfig | MeanPoolingConfig | LogisticRegressionConfig
+
+
+@dataclass(frozen=True)
+class NextItemConfig:
+    """Which item comes next?"""
+
+    name: Literal["next_item"]
+
+
+@dataclass(frozen=True)
+class ClicksConfig:
+    """Will this user take this candidate?
+
+    Attributes:
+        name: of the kind of question.
+        history: what makes a history: the earlier "positives", or all earlier "events", with their
+            labels as behaviour.
+        skip_first: events at the start of each history that are no training questions.
+        negatives_per_positive: sampled for a log that holds positives only; null samples none.
+        sampling: "uniform" over the catalogue, or by "popularity" in training.
+        user_id: whether the user as such is a field.
+        seed: of the sampled negatives of validation and test; not the run's seed, so that runs of
+            several seeds answer the same questions.
+    """
+
+    name: Literal["clicks"]
+    history: Literal["positives", "events"]
+    skip_first: int
+    negatives_per_positive: int | None
+    sampling: Literal["uniform", "popularity"]
+    user_id: bool
+    seed: int
+
+
+QuestionsConfig = NextItemConfig | ClicksConfig
 
 
 @dataclass(frozen=True)
@@ -330,14 +412,37 @@ class BPRConfig:
     shared_negatives: bool
 
 
-ObjectiveConfig = FullSoftmaxConfig | SampledSoftmaxConfig | GBCEConfig | BCEConfig | BPRConfig
+@dataclass(frozen=True)
+class CrossEntropyConfig:
+    """Binary cross-entropy of clicks; `recsys.objectives.clicks` explains the regularisers.
+
+    Attributes:
+        name: of the objective.
+        l2: weight of `occurrence_decay`.
+        mini_batch_aware: weight of `MiniBatchAware`, DIN's own.
+    """
+
+    name: Literal["cross_entropy"]
+    l2: float
+    mini_batch_aware: float
+
+
+ObjectiveConfig = (
+    FullSoftmaxConfig
+    | SampledSoftmaxConfig
+    | GBCEConfig
+    | BCEConfig
+    | BPRConfig
+    | CrossEntropyConfig
+)
 
 
 @dataclass(frozen=True)
-class TrainerConfig:
-    """How long and how fast to train.
+class NextItemTrainerConfig:
+    """How long and how fast to train a next-item model.
 
     Attributes:
+        name: of the kind of question.
         max_epochs: at most so many passes over the training histories.
         patience: stop after so many epochs without a better validation; null never stops early.
         validate_every: epochs between validations.
@@ -352,6 +457,7 @@ class TrainerConfig:
         checkpoint_seconds: between two checkpoints inside an epoch.
     """
 
+    name: Literal["next_item"]
     max_epochs: int
     patience: int | None
     validate_every: int
@@ -367,19 +473,78 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
-    """What is measured.
+class ClickTrainerConfig:
+    """How long and how fast to train a ranker.
 
     Attributes:
+        name: of the kind of question.
+        max_epochs: at most so many passes over the training questions.
+        patience: stop after so many epochs without a better validation; null never stops early.
+        validate_every: epochs between validations.
+        monitor: the validation metric that chooses the weights, such as auc, gauc or logloss.
+        rows_per_batch: questions in a batch.
+        minimum_batches: steps an epoch has at least; on small logs batches are smaller then.
+        learning_rate: of AdamW, at its peak.
+        weight_decay: of AdamW; embeddings, biases and norms are spared.
+        warmup_steps: until the learning rate is reached; at most a tenth of all steps.
+        schedule: constant, or falling to zero over max_epochs: linear, cosine.
+        precision: "auto" takes bf16 where the machine has it in hardware.
+        checkpoint_seconds: between two checkpoints inside an epoch.
+    """
+
+    name: Literal["clicks"]
+    max_epochs: int
+    patience: int | None
+    validate_every: int
+    monitor: str
+    rows_per_batch: int
+    minimum_batches: int
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    schedule: Literal["constant", "linear", "cosine"]
+    precision: Literal["auto", "32", "bf16"]
+    checkpoint_seconds: float
+
+
+TrainerConfig = NextItemTrainerConfig | ClickTrainerConfig
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured of next-item questions.
+
+    Attributes:
+        name: of the kind of question.
         ks: cut-offs of the metrics.
         filter_seen: leave items of the question's own history out of the candidates.
         tie_seed: of the order among equal scores.
         baselines: also fit, tune and judge the baselines.
     """
 
+    name: Literal["next_item"]
     ks: list[int]
     filter_seen: bool
     tie_seed: int
+    baselines: bool
+
+
+@dataclass(frozen=True)
+class ClickEvaluationConfig:
+    """What is measured of click questions.
+
+    Attributes:
+        name: of the kind of question.
+        ks: cut-offs of the metrics per request, where the log has requests.
+        gauc_weighting: of a user's AUC: by "impressions", "clicks", or all "users" alike.
+        calibration_bins: of the expected calibration error.
+        baselines: also train and judge the baselines.
+    """
+
+    name: Literal["clicks"]
+    ks: list[int]
+    gauc_weighting: Literal["impressions", "clicks", "users"]
+    calibration_bins: int
     baselines: bool
 
 
@@ -416,6 +581,7 @@ class TrainConfig:
     Attributes:
         data: the log and how it is cleaned.
         split: which events are questions.
+        questions: what is asked: the next item, or clicks.
         model: what is trained.
         objective: what it is trained for.
         trainer: how it is trained.
@@ -429,10 +595,11 @@ class TrainConfig:
 
     data: DataConfig
     split: SplitConfig
+    questions: QuestionsConfig
     model: ModelConfig
     objective: ObjectiveConfig
     trainer: TrainerConfig
-    evaluation: EvaluationConfig
+    evaluation: EvaluationConfig | ClickEvaluationConfig
     tracking: TrackingConfig
     seed: int
     name: str | None
@@ -456,7 +623,7 @@ class EvaluateConfig:
     run: str
     data: DataConfig | None
     split: SplitConfig | None
-    evaluation: EvaluationConfig
+    evaluation: EvaluationConfig | ClickEvaluationConfig
     tracking: TrackingConfig
     result: str | None
 

@@ -25,6 +25,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.checking import ConfigError, build
+from pipelines.clicks import (
+    RANKERS,
+    ClickJudge,
+    check_click_evaluation,
+    check_kinds,
+    check_regularisers,
+    click_baselines,
+    click_judge,
+    click_table,
+    make_click_split,
+    make_ranker,
+    ranker_arguments,
+    train_ranker,
+)
 from pipelines.entry import as_yaml, compose, main
 from pipelines.ingest import make_store
 from pipelines.judging import (
@@ -42,10 +56,13 @@ from pipelines.judging import (
 from pipelines.paths import artifact_root, cache_dir, tracking_uri
 from pipelines.result import check_result_path, peak_memory_gb, write_result
 from pipelines.schemas import (
+    ClickEvaluationConfig,
+    ClicksConfig,
+    EvaluationConfig,
     FullSoftmaxConfig,
-    LeaveOneOutConfig,
-    ModelConfig,
+    NextItemTrainerConfig,
     ObjectiveConfig,
+    SASRecConfig,
     TrainConfig,
 )
 
@@ -69,26 +86,12 @@ def run(config: TrainConfig) -> None:
         read_checkpoint(checkpoint)  # a damaged one: said before anything is written
         if resumed is not None:
             config = settings_of(resumed, config)
-    check_evaluation(config.evaluation, config.trainer.monitor)
+    check_kinds(config)
     check_trainer(config)
-    make_model(config.model, catalogue_size=2, seed=config.seed)  # wrong arguments: said at once
-    make_objective(config.objective, np.array([0, 1]))
-
-    folder = make_store(config.data, accept=lambda store: make_split(config.split, store))
+    judge = click_job(config) if config.model.name in RANKERS else next_item_job(config)
+    store, split, folder = judge.store, judge.split, judge.store.path
+    assert folder is not None
     from recsys.histories.ingest_report import read_report
-    from recsys.histories.store import open_store
-
-    store = open_store(folder)
-    split = make_split(config.split, store)
-    filter_seen = config.evaluation.filter_seen and not config.data.repeats
-    judge = Judge(store, split, config.evaluation, filter_seen)
-    say(
-        f"{config.data.name}: {store.events:,} events, {store.users:,} users, "
-        f"{store.catalogue_size - 1:,} items; {split.counts['training_events']:,} events to train "
-        f"on, {len(split.validation):,} validation and {len(split.test):,} test questions"
-    )
-    say(split_counts(split))
-
     from recsys.tracking.run import TrackedRun, environment_tags
 
     title = run_title(config)
@@ -124,7 +127,12 @@ def run(config: TrainConfig) -> None:
         seconds = time.perf_counter() - started
         tracked.metrics({"cost/seconds": seconds, "cost/peak_memory_gb": peak_memory_gb()}, 0)
         say("")
-        text = table(judge, rows, config.data.name)
+        title = config.data.name
+        text = (
+            table(judge, rows, title)
+            if isinstance(judge, Judge)
+            else click_table(judge, rows, title)
+        )
         tracked.artifact_text("table.txt", text + "\n")
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     say(text)
@@ -132,28 +140,89 @@ def run(config: TrainConfig) -> None:
     say(tracked.how_to_open())
 
 
+def next_item_job(config: TrainConfig) -> Judge:
+    """The questions of a next-item model, once everything about the settings has been checked."""
+    evaluation = config.evaluation
+    assert isinstance(evaluation, EvaluationConfig) and isinstance(config.model, SASRecConfig)
+    check_evaluation(evaluation, config.trainer.monitor)
+    make_model(config.model, catalogue_size=2, seed=config.seed)  # wrong arguments: said at once
+    make_objective(config.objective, np.array([0, 1]))
+    folder = make_store(config.data, accept=lambda store: make_split(config.split, store))
+    from recsys.histories.store import open_store
+
+    store = open_store(folder)
+    split = make_split(config.split, store)
+    say(
+        f"{config.data.name}: {store.events:,} events, {store.users:,} users, "
+        f"{store.catalogue_size - 1:,} items; {split.counts['training_events']:,} events to train "
+        f"on, {len(split.validation):,} validation and {len(split.test):,} test questions"
+    )
+    say(split_counts(split))
+    return Judge(store, split, evaluation, evaluation.filter_seen and not config.data.repeats)
+
+
+def click_job(config: TrainConfig) -> ClickJudge:
+    """The questions of a ranker, once everything about the settings has been checked."""
+    questions, evaluation, model = config.questions, config.evaluation, config.model
+    assert isinstance(questions, ClicksConfig) and isinstance(evaluation, ClickEvaluationConfig)
+    assert not isinstance(model, SASRecConfig)
+    check_click_evaluation(evaluation, config.trainer.monitor)
+    check_regularisers(config.objective)
+    make_ranker(model, 2, {}, config.seed)  # wrong arguments: said at once
+    folder = make_store(
+        config.data, accept=lambda store: make_click_split(config.split, questions, store)
+    )
+    from recsys.histories.store import open_store
+
+    judge = click_judge(config, open_store(folder))
+    store, split = judge.store, judge.split
+    say(
+        f"{config.data.name}: {store.events:,} events, {store.users:,} users, "
+        f"{store.catalogue_size - 1:,} items; {split.training_size:,} questions to train on, "
+        f"{len(split.validation):,} to validate, {len(split.test):,} to test"
+    )
+    say(split_counts(split))
+    return judge
+
+
 def train_and_judge(
-    config: TrainConfig, judge: Judge, tracked: TrackedRun, checkpoint: Path | None
+    config: TrainConfig, judge: Judge | ClickJudge, tracked: TrackedRun, checkpoint: Path | None
 ) -> list[dict[str, Any]]:
     """The final table's rows; everything on the way goes to the run."""
     from recsys.training.saved_model import save_model
 
     store = judge.store
-    beside = (
-        baselines(judge, config.trainer.monitor, config.data.repeats)
-        if config.evaluation.baselines
-        else []
-    )
-    reference = {model.name: judge.score(model, "val", config.trainer.monitor) for model in beside}
-    model = make_model(config.model, store.catalogue_size, config.seed)
+    title = MODEL_NAMES[config.model.name]
+    beside: dict[str, Any] = {}
+    if isinstance(judge, ClickJudge):
+        if config.evaluation.baselines:
+            beside = click_baselines(config, judge)
+        assert not isinstance(config.model, SASRecConfig)
+        sizes = judge.features.sizes
+        arguments = ranker_arguments(config.model, store.catalogue_size, sizes)
+        model = make_ranker(config.model, store.catalogue_size, sizes, config.seed)
+    else:
+        if config.evaluation.baselines:
+            repeats = config.data.repeats
+            beside = {b.name: b for b in baselines(judge, config.trainer.monitor, repeats)}
+        assert isinstance(config.model, SASRecConfig)
+        arguments = model_arguments(config.model, store.catalogue_size)
+        model = make_model(config.model, store.catalogue_size, config.seed)
+    reference = {
+        name: judge.score(other, "val", config.trainer.monitor) for name, other in beside.items()
+    }
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    say(f"{MODEL_NAMES[config.model.name]}: {parameters:,} parameters")
+    say(f"{title}: {parameters:,} parameters")
     book = Book(tracked)
-    fitted = train(config, judge, model, book, tracked.run_id, checkpoint)
+    if isinstance(judge, ClickJudge):
+        own_folder = run_folder(tracked.run_id)
+        fitted = train_ranker(config, judge, model, book, own_folder, checkpoint)
+    else:
+        fitted = train(config, judge, model, book, tracked.run_id, checkpoint)
     monitor = judge.name("val", config.trainer.monitor)
     for name, value in reference.items():
         tracked.metrics({f"baseline/{file_name(name)}/{monitor}": value}, 0)
-    draw_curves(tracked, book, monitor, reference, fitted, MODEL_NAMES[config.model.name])
+    draw_curves(tracked, book, monitor, reference, fitted, title)
     tracked.metrics(
         {
             "cost/seconds_training": fitted.seconds_training,
@@ -167,19 +236,19 @@ def train_and_judge(
     save_model(
         folder,
         model,
-        model_arguments(config.model, store.catalogue_size),
+        arguments,
         {
-            "name": MODEL_NAMES[config.model.name],
+            "name": title,
             "item_vocabulary": store.item_vocabulary.fingerprint,
             "store": store.fingerprint,
             "epoch": fitted.best_epoch,
         },
     )
+    if isinstance(judge, ClickJudge):
+        judge.features.save(folder / "features.json")
     tracked.artifact_file(folder)
 
-    models: dict[str, Any] = {MODEL_NAMES[config.model.name]: model}
-    models |= {baseline.name: baseline for baseline in beside}
-    rows = ask_all(judge, models, tracked.artifact_frame)
+    rows = ask_all(judge, {title: model.eval(), **beside}, tracked.artifact_frame)
     tracked.metrics(rows[0]["metrics"], 0)
     for row in rows[1:]:
         prefix = f"baseline/{file_name(row['model'])}"
@@ -202,6 +271,7 @@ def train(
     from recsys.training.next_item_task import NextItemTask
 
     trainer = config.trainer
+    assert isinstance(trainer, NextItemTrainerConfig)
     batches = TrainingBatches(
         judge.store,
         judge.split.training_ends,
@@ -279,17 +349,18 @@ def make_objective(config: ObjectiveConfig, item_counts_V: np.ndarray) -> Object
     return objective
 
 
-MODEL_NAMES = {"sasrec": "SASRec"}
+SIZES = ("width", "heads", "layers")
+MODEL_NAMES = {"sasrec": "SASRec", **RANKERS}
 
 
-def model_arguments(config: ModelConfig, catalogue_size: int) -> dict[str, Any]:
+def model_arguments(config: SASRecConfig, catalogue_size: int) -> dict[str, Any]:
     """The constructor's arguments."""
     arguments = asdict(config)
     del arguments["name"]
     return {"catalogue_size": catalogue_size, **arguments}
 
 
-def make_model(config: ModelConfig, catalogue_size: int, seed: int) -> nn.Module:
+def make_model(config: SASRecConfig, catalogue_size: int, seed: int) -> nn.Module:
     """A model with weights drawn by seed; the rest of the run draws from the same generator.
 
     Raises:
@@ -310,8 +381,14 @@ def check_trainer(config: TrainConfig) -> None:
         ConfigError: naming the setting.
     """
     trainer = config.trainer
-    for name in ("max_epochs", "validate_every", "tokens_per_batch", "minimum_batches"):
-        if getattr(trainer, name) < 1:
+    for name in (
+        "max_epochs",
+        "validate_every",
+        "tokens_per_batch",
+        "rows_per_batch",
+        "minimum_batches",
+    ):
+        if getattr(trainer, name, 1) < 1:
             raise ConfigError(f"trainer.{name} must be at least 1, not {getattr(trainer, name)}")
     if trainer.patience is not None and trainer.patience < 1:
         raise ConfigError(f"trainer.patience must be null or at least 1, not {trainer.patience}")
@@ -320,9 +397,7 @@ def check_trainer(config: TrainConfig) -> None:
             raise ConfigError(f"trainer.{name} must not be negative, not {getattr(trainer, name)}")
     if trainer.learning_rate <= 0:
         raise ConfigError(f"trainer.learning_rate must be positive, not {trainer.learning_rate}")
-    seeds = [config.seed]
-    if isinstance(config.split, LeaveOneOutConfig):
-        seeds.append(config.split.seed)
+    seeds = [config.seed, getattr(config.split, "seed", 0), getattr(config.questions, "seed", 0)]
     if min(seeds) < 0:
         raise ConfigError(f"seed must not be negative, not {min(seeds)}")
 
@@ -330,10 +405,8 @@ def check_trainer(config: TrainConfig) -> None:
 def run_title(config: TrainConfig) -> str:
     """A name a person can read."""
     model = config.model
-    return (
-        f"{MODEL_NAMES[model.name]} {config.data.name} width {model.width} "
-        f"heads {model.heads} layers {model.layers} seed {config.seed}"
-    )
+    sizes = [f"{name} {getattr(model, name)}" for name in SIZES if hasattr(model, name)]
+    return " ".join([MODEL_NAMES[model.name], config.data.name, *sizes, f"seed {config.seed}"])
 
 
 def run_folder(run_id: str) -> Path:

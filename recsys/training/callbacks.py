@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
 
-from recsys.histories.batches import TrainingBatches
 from recsys.logs.files import name_aside, sync
 from recsys.training.reporting import Reporter
 
 CHECKPOINT_VERSION = 1
 Validate = Callable[[nn.Module], Mapping[str, float]]
+
+
+class Batches(Protocol):
+    """A stream of training batches that knows its place, such as `TrainingBatches`."""
+
+    epoch: int
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def identity(self) -> dict[str, Any]:
+        """What the stream is made from; a place in it means nothing in another one."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place."""
+        ...
 
 
 class TrainingDiverged(ValueError):
@@ -29,7 +50,8 @@ class ChooseOnValidation(lightning.Callback):
 
     Args:
         validate: metrics of a model in evaluation mode.
-        monitor: the metric that chooses, the larger the better.
+        monitor: the metric that chooses.
+        smaller_is_better: of that metric, such as a loss.
         patience: epochs without improvement before training stops; None never stops early.
         every: validate every so many epochs (and after the last).
         reporter: gets every value.
@@ -40,6 +62,7 @@ class ChooseOnValidation(lightning.Callback):
         self,
         validate: Validate,
         monitor: str,
+        smaller_is_better: bool,
         patience: int | None,
         every: int,
         reporter: Reporter,
@@ -47,11 +70,12 @@ class ChooseOnValidation(lightning.Callback):
     ) -> None:
         self.validate = validate
         self.monitor = monitor
+        self.smaller_is_better = smaller_is_better
         self.patience = patience
         self.every = every
         self.reporter = reporter
         self.say = say
-        self.best_score = -math.inf
+        self.best_score = math.inf if smaller_is_better else -math.inf
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
         self.stopped = False
@@ -107,7 +131,8 @@ class ChooseOnValidation(lightning.Callback):
             self.seconds_validating += time.perf_counter() - started
             values |= scores
             score = scores[self.monitor]
-            if score > self.best_score:
+            better = score < self.best_score if self.smaller_is_better else score > self.best_score
+            if better:
                 self.best_score, self.best_epoch = score, epoch
                 self.best_weights = {
                     name: value.detach().clone()
@@ -156,7 +181,7 @@ class Position(lightning.Callback):
         batches: the training batches.
     """
 
-    def __init__(self, batches: TrainingBatches) -> None:
+    def __init__(self, batches: Batches) -> None:
         self.batches = batches
         self._resumed: dict[str, Any] | None = None
 

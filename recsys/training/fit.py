@@ -1,4 +1,4 @@
-"""One call that trains a next-item model."""
+"""One call that trains a model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 
-from recsys.histories.batches import TrainingBatches
 from recsys.training.callbacks import (
     CHECKPOINT_VERSION,
+    Batches,
     ChooseOnValidation,
     KeepLast,
     Position,
     Validate,
 )
+from recsys.training.click_task import ClickTask
 from recsys.training.next_item_task import NextItemTask
 from recsys.training.precision import Precision, resolve
 from recsys.training.reporting import Reporter
@@ -51,11 +52,12 @@ class Fitted:
 
 
 def fit(
-    task: NextItemTask,
-    batches: TrainingBatches,
+    task: NextItemTask | ClickTask,
+    batches: Batches,
     *,
     validate: Validate,
     monitor: str,
+    smaller_is_better: bool = False,
     max_epochs: int,
     patience: int | None,
     validate_every: int,
@@ -73,7 +75,8 @@ def fit(
         task: model, objective and optimizer.
         batches: training batches; their state is part of the checkpoint.
         validate: metrics of a model; one of them is `monitor`.
-        monitor: the metric that chooses weights and stops training, the larger the better.
+        monitor: the metric that chooses weights and stops training.
+        smaller_is_better: of that metric, such as a loss.
         max_epochs: passes over the training histories.
         patience: epochs without improvement before stopping; None never.
         validate_every: epochs between validations.
@@ -89,7 +92,9 @@ def fit(
         CheckpointError: `resume` is missing, truncated, or of another model.
         TrainingDiverged: the loss is not finite.
     """
-    choose = ChooseOnValidation(validate, monitor, patience, validate_every, reporter, say)
+    choose = ChooseOnValidation(
+        validate, monitor, smaller_is_better, patience, validate_every, reporter, say
+    )
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     callbacks: list[lightning.Callback] = [
         choose,
@@ -163,7 +168,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_checkpoint(
-    path: Path, task: NextItemTask, batches: TrainingBatches, max_epochs: int
+    path: Path, task: NextItemTask | ClickTask, batches: Batches, max_epochs: int
 ) -> None:
     """Refuses a checkpoint that is not whole, or is of another model or of other batches.
 

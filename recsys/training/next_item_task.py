@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
 
 from recsys.batch import HistoryBatch
+from recsys.training.optimizer import Schedule, adamw, check_schedule
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-Schedule = Literal["constant", "linear", "cosine"]
-
-
-def learning_rate_factor(step: int, warmup: int, total: int, schedule: Schedule) -> float:
-    """Share of the learning rate at a step: linear warm-up, then constant or falling to zero.
-
-    >>> [round(learning_rate_factor(s, 2, 6, "linear"), 2) for s in range(7)]
-    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    left = max(0.0, (total - step) / max(1, total - warmup))
-    if schedule == "linear":
-        return left
-    if schedule == "cosine":
-        return 0.5 * (1 - math.cos(math.pi * left))
-    return 1.0
 
 
 class NextItemTask(lightning.LightningModule):
@@ -63,12 +46,7 @@ class NextItemTask(lightning.LightningModule):
         schedule: Schedule,
     ) -> None:
         super().__init__()
-        if schedule not in ("constant", "linear", "cosine"):
-            raise ValueError(
-                f"trainer.schedule must be 'constant', 'linear' or 'cosine', not {schedule!r}"
-            )
-        if learning_rate <= 0:
-            raise ValueError(f"trainer.learning_rate must be positive, not {learning_rate}")
+        check_schedule(learning_rate, schedule)
         self.model = model
         self.objective = objective
         self.learning_rate = learning_rate
@@ -92,30 +70,11 @@ class NextItemTask(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with its schedule, stepped after every batch."""
-        tables = {
-            id(module.weight) for module in self.model.modules() if isinstance(module, nn.Embedding)
-        }
-        decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for parameter in self.model.parameters():
-            matrix = parameter.ndim >= 2 and id(parameter) not in tables
-            (decayed if matrix else plain).append(parameter)
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": self.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=self.learning_rate,
-            betas=(0.9, 0.98),
-            fused=True,
+        return adamw(
+            self.model,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.total_steps,
+            schedule=self.schedule,
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: learning_rate_factor(
-                step, self.warmup_steps, self.total_steps, self.schedule
-            ),
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }

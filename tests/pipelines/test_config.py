@@ -16,11 +16,14 @@ from pipelines.schemas import (
     BPRConfig,
     ColumnsConfig,
     DataConfig,
+    DINConfig,
     EvaluateConfig,
     FullSoftmaxConfig,
     GBCEConfig,
     IngestConfig,
     LeaveOneOutConfig,
+    LogisticRegressionConfig,
+    MeanPoolingConfig,
     RecommendConfig,
     SampledSoftmaxConfig,
     SASRecConfig,
@@ -133,6 +136,9 @@ def test_schemas_equal_what_they_configure() -> None:
     from recsys.histories.questions import global_time, user_share
     from recsys.logs.cleaning import Cleaning
     from recsys.logs.schema import Columns
+    from recsys.models.click.din import DIN
+    from recsys.models.click.logistic_regression import LogisticRegression
+    from recsys.models.click.mean_pooling import MeanPooling
     from recsys.models.next_item.sasrec import SASRec
     from recsys.objectives.bce import BCE
     from recsys.objectives.bpr import BPR
@@ -140,6 +146,13 @@ def test_schemas_equal_what_they_configure() -> None:
     from recsys.objectives.sampled_softmax import SampledSoftmax
 
     assert_same_signature(SASRecConfig, SASRec, {"catalogue_size"})
+    fields_of = {"user_fields", "item_fields", "event_fields", "context_fields"}
+    for schema, model in (
+        (DINConfig, DIN),
+        (MeanPoolingConfig, MeanPooling),
+        (LogisticRegressionConfig, LogisticRegression),
+    ):
+        assert_same_signature(schema, model, {"catalogue_size", *fields_of})
     injected = {"item_counts_V"}
     assert_same_signature(SampledSoftmaxConfig, SampledSoftmax, injected)
     assert_same_signature(GBCEConfig, GBCE, injected)
@@ -153,6 +166,15 @@ def test_schemas_equal_what_they_configure() -> None:
     own = {"name", "source", "path", "columns", "repeats", "verify", "label_from_rating"}
     own |= {"users", "users_key", "items", "items_key", "features", "impressions"}
     assert {field.name for field in fields(DataConfig)} - own == set(cleaning)
+
+
+@pytest.mark.parametrize("model", ["din", "mean_pooling", "logistic_regression"])
+def test_a_ranker_brings_the_groups_that_go_with_it(model: str) -> None:
+    config = compose("train", TrainConfig, [f"model={model}", *LOG])
+    named = [config.split.name, config.questions.name, config.objective.name, config.trainer.name]
+    assert named == ["share", "clicks", "cross_entropy", "clicks"]
+    other = compose("train", TrainConfig, ["split=time", f"model={model}", "trainer.max_epochs=2"])
+    assert (other.split.name, other.trainer.max_epochs) == ("time", 2)
 
 
 # --- unknown keys ---
@@ -439,11 +461,11 @@ def test_command_refuses_a_typo_in_a_shipped_file(place) -> None:
         shutil.copytree(
             CONF.parent / name, copy / name, ignore=shutil.ignore_patterns("__pycache__")
         )
-    with (copy / "conf" / "trainer" / "default.yaml").open("a") as file:
+    with (copy / "conf" / "trainer" / "next_item.yaml").open("a") as file:
         file.write("max_epocs: 3\n")
     place.python_path = f"{copy}:{place.python_path}"
     message = place.refused("train")
-    assert "unknown key 'trainer.max_epocs' in checkout/conf/trainer/default.yaml" in message
+    assert "unknown key 'trainer.max_epocs' in checkout/conf/trainer/next_item.yaml" in message
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from recsys.models.baselines.popularity import Popularity
 from recsys.models.next_item.sasrec import SASRec
 from recsys.objectives.full_softmax import full_softmax
 from recsys.testing import NextItemLaws, planted_log
-from recsys.training.next_item_task import learning_rate_factor
+from recsys.training.optimizer import learning_rate_factor
 
 
 def next_item_models() -> set[str]:

@@ -1,0 +1,578 @@
+"""Clicks in `train` and `evaluate`: the questions, the rankers, their baselines, the table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.checking import ConfigError, nearest
+from pipelines.judging import make_split, say, show_progress
+from pipelines.paths import cache_dir
+from pipelines.schemas import (
+    ClickEvaluationConfig,
+    ClicksConfig,
+    ClickTrainerConfig,
+    CrossEntropyConfig,
+    DataConfig,
+    DINConfig,
+    LogisticRegressionConfig,
+    MeanPoolingConfig,
+    ObjectiveConfig,
+    RankerConfig,
+    ShareConfig,
+    SplitConfig,
+    TimeConfig,
+    TrainConfig,
+)
+
+if TYPE_CHECKING:
+    import polars as pl
+    from torch import nn
+
+    from recsys.histories.clicks import ClickQuestions, ClickSplit, HistoryView
+    from recsys.histories.features import ClickRows, EncodedColumns, Feature, FittedFeatures
+    from recsys.histories.store import HistoryStore
+    from recsys.models.baselines.click_means import ItemUserMeans
+    from recsys.training.fit import Fitted
+    from recsys.training.reporting import Reporter
+
+CLICK_BASELINE_VERSION = 1
+SMALLER_IS_BETTER = ("logloss", "normalised_entropy", "calibration_error")
+RANKERS = {
+    "din": "DIN",
+    "mean_pooling": "Mean pooling",
+    "logistic_regression": "Logistic regression",
+}
+
+
+@dataclass(frozen=True)
+class ClickJudge:
+    """Asks rankers the questions of one protocol, always in the same way.
+
+    Attributes:
+        store: the histories.
+        split: the questions.
+        split_name: what cuts the events or impressions into stages: "share", "loo", "time-all" ….
+        features: fitted on the training questions, or with the model that is judged.
+        columns: the features of this store.
+        max_length: newest events of each history a ranker sees.
+        evaluation: what is measured.
+    """
+
+    store: HistoryStore
+    split: ClickSplit
+    split_name: str
+    features: FittedFeatures
+    columns: EncodedColumns
+    max_length: int
+    evaluation: ClickEvaluationConfig
+
+    @property
+    def protocol(self) -> str:
+        """As it stands in metric names: what is asked, and where the negatives come from."""
+        parts = ["clicks"]
+        if self.split_name != "share":
+            parts.append(self.split_name)
+        if self.store.impressions is not None:
+            parts.append("impressions")
+        if self.split.negatives is not None:
+            parts.append(self.split.negatives.name)
+        return "-".join(parts)
+
+    @property
+    def legend(self) -> str:
+        """The protocol in words."""
+        return self.split.in_words
+
+    def name(self, stage: str, metric: str) -> str:
+        """Full name of a metric."""
+        from recsys.evaluation.report import metric_name
+
+        return metric_name(stage, self.protocol, metric)
+
+    def questions(self, stage: str) -> ClickQuestions:
+        """The questions of "val" or "test"."""
+        return self.split.validation if stage == "val" else self.split.test
+
+    def ask(
+        self, model: nn.Module | ItemUserMeans, stage: str
+    ) -> tuple[dict[str, float], pl.DataFrame, dict[str, int]]:
+        """Metrics by full name, one row a question, and what was counted."""
+        from recsys.evaluation.click_report import per_question_click_frame, summarise_clicks
+
+        from recsys.evaluation.click_scores import score_clicks
+        from recsys.models.baselines.click_means import ItemUserMeans
+
+        questions = self.questions(stage)
+        if isinstance(model, ItemUserMeans):
+            probabilities = model.scores(questions.users, questions.candidates)
+        else:
+            probabilities = score_clicks(
+                model, self.split.view, questions, self.columns, self.max_length
+            )
+        values = summarise_clicks(
+            questions.labels,
+            probabilities,
+            questions.users,
+            questions.requests if bool((questions.requests >= 0).all()) else None,
+            ks=self.evaluation.ks,
+            weighting=self.evaluation.gauc_weighting,
+            bins=self.evaluation.calibration_bins,
+        )
+        named = {self.name(stage, metric): value for metric, value in values.items()}
+        return named, per_question_click_frame(questions, probabilities, self.store), {}
+
+    def unknown_values(self, stage: str) -> dict[str, int]:
+        """How many questions hold a value that training did not know, by feature."""
+        counts = self.columns.unknown_counts(rows_of(self.questions(stage), self.split.view))
+        return {name: count for name, count in counts.items() if count}
+
+    def score(self, model: nn.Module | ItemUserMeans, stage: str, metric: str) -> float:
+        """One metric of a model."""
+        return self.ask(model, stage)[0][self.name(stage, metric)]
+
+
+def check_kinds(config: TrainConfig) -> None:
+    """Refuses groups that belong to another kind of question than the model does.
+
+    Raises:
+        ConfigError: naming the group and its right choice.
+    """
+    clicks = config.model.name != "sasrec"
+    kind = "clicks" if clicks else "next_item"
+    wanted = {
+        "questions": (config.questions.name == kind, kind),
+        "trainer": (config.trainer.name == kind, kind),
+        "evaluation": (config.evaluation.name == kind, kind),
+        "objective": (
+            isinstance(config.objective, CrossEntropyConfig) == clicks,
+            "cross_entropy" if clicks else "full_softmax",
+        ),
+    }
+    for group, (fits, choice) in wanted.items():
+        if not fits:
+            chosen = getattr(config, group).name
+            asked = "clicks" if clicks else "the next item"
+            raise ConfigError(
+                f"{group}={chosen} does not go with model={config.model.name}, which is asked "
+                f"about {asked}: take {group}={choice}"
+            )
+
+
+def check_click_evaluation(evaluation: ClickEvaluationConfig, monitor: str | None = None) -> None:
+    """Refuses what nothing will compute, before any work starts.
+
+    Raises:
+        ConfigError: naming what there is.
+    """
+    if not evaluation.ks or min(evaluation.ks) < 1:
+        raise ConfigError(
+            f"evaluation.ks must hold cut-offs from 1, such as [5,10], not {evaluation.ks}"
+        )
+    if evaluation.calibration_bins < 1:
+        raise ConfigError(
+            f"evaluation.calibration_bins must be at least 1, not {evaluation.calibration_bins}"
+        )
+    known = ["auc", "gauc", *SMALLER_IS_BETTER]
+    known += [f"{kind}_{k}" for k in evaluation.ks for kind in ("request_ndcg", "request_mrr")]
+    if monitor is not None and monitor not in known:
+        hint = nearest(monitor, known) or f" Known: {', '.join(known)}."
+        raise ConfigError(f"trainer.monitor: there is no metric '{monitor}'.{hint}")
+
+
+def check_regularisers(objective: ObjectiveConfig) -> None:
+    """Refuses weights out of range, and two regularisers at once.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    assert isinstance(objective, CrossEntropyConfig)
+    for name in ("l2", "mini_batch_aware"):
+        if getattr(objective, name) < 0:
+            raise ConfigError(
+                f"objective.{name} must not be negative, not {getattr(objective, name)}"
+            )
+    if objective.l2 > 0 and objective.mini_batch_aware > 0:
+        raise ConfigError(
+            "objective.l2 and objective.mini_batch_aware are two ways to the same end: set one of "
+            "them to 0"
+        )
+
+
+def declared_features(
+    data: DataConfig, questions: ClicksConfig, store: HistoryStore
+) -> list[Feature]:
+    """The features of the data, the user's id, and the label of past events where it is seen."""
+    from pipelines.ingest import features_of
+    from recsys.histories.features import Label, UserId
+
+    features: list[Feature] = [UserId()] if questions.user_id else []
+    features += features_of(data, store)
+    if questions.history == "events" and store.labels is not None:
+        features.append(Label())
+    return features
+
+
+def make_click_split(
+    split: SplitConfig, questions: ClicksConfig, store: HistoryStore
+) -> ClickSplit:
+    """The click questions of the configured protocol.
+
+    Raises:
+        SplitError: the log does not give them.
+    """
+    from recsys.histories.questions import SplitError
+
+    if store.impressions is None:
+        made = _logged_clicks(split, questions, store)
+    else:
+        made = _shown_clicks(split, questions, store)
+    for stage, asked in (("validation", made.validation), ("test", made.test)):
+        if len(set(asked.labels.tolist())) < 2:
+            raise SplitError(
+                f"all {len(asked):,} {stage} candidates have label {asked.labels[0]:.0f}: AUC "
+                "compares two classes; check data.columns.label and the split"
+            )
+    return made
+
+
+def _logged_clicks(split: SplitConfig, questions: ClicksConfig, store: HistoryStore) -> ClickSplit:
+    """Candidates are events of the log."""
+    from recsys.histories.clicks import click_split
+    from recsys.histories.negatives import NegativeSampler
+
+    base = make_split(split, store)
+    negatives = None
+    if questions.negatives_per_positive is not None:
+        negatives = NegativeSampler(
+            store,
+            base.training_ends,
+            questions.sampling,
+            questions.negatives_per_positive,
+            questions.seed,
+        )
+    return click_split(
+        store,
+        base,
+        history=questions.history,
+        skip_first=questions.skip_first,
+        negatives=negatives,
+    )
+
+
+def _shown_clicks(split: SplitConfig, questions: ClicksConfig, store: HistoryStore) -> ClickSplit:
+    """Candidates are impressions, which have a log of their own."""
+    from recsys.histories.impression_splits import impressions_by_time, impressions_by_user
+
+    if questions.negatives_per_positive is not None:
+        raise ConfigError(
+            "questions.negatives_per_positive: impressions have negatives of their own; leave it "
+            "out, or leave out data.impressions"
+        )
+    if isinstance(split, TimeConfig):
+        return impressions_by_time(
+            store,
+            history=questions.history,
+            validation_cut=split.validation_cut,
+            test_cut=split.test_cut,
+        )
+    share = split.share if isinstance(split, ShareConfig) else None
+    return impressions_by_user(store, history=questions.history, share=share)
+
+
+def click_judge(
+    config: TrainConfig,
+    store: HistoryStore,
+    *,
+    data: DataConfig | None = None,
+    split: SplitConfig | None = None,
+    evaluation: ClickEvaluationConfig | None = None,
+    features: FittedFeatures | None = None,
+) -> ClickJudge:
+    """The judge of a training run, or of a tracked run that is evaluated again.
+
+    Args:
+        config: of the training run.
+        store: the histories.
+        data: another log's settings; None: the run's own.
+        split: another split; None: the run's own.
+        evaluation: another evaluation; None: the run's own.
+        features: those of a trained model; None: fitted on the training questions.
+    """
+    from recsys.histories.features import fit_features
+
+    questions = config.questions
+    assert isinstance(questions, ClicksConfig)
+    measured = evaluation or config.evaluation
+    assert isinstance(measured, ClickEvaluationConfig)
+    split = split or config.split
+    made = make_click_split(split, questions, store)
+    if features is None:
+        features = fit_features(
+            store,
+            declared_features(data or config.data, questions, store),
+            rows_of(made.training, made.view),
+        )
+    return ClickJudge(
+        store,
+        made,
+        f"time-{split.target}" if isinstance(split, TimeConfig) else split.name,
+        features,
+        features.columns(store),
+        config.model.max_length,
+        measured,
+    )
+
+
+def rows_of(questions: ClickQuestions, view: HistoryView) -> ClickRows:
+    """The rows that features are fitted on, or counted in."""
+    from recsys.histories.features import ClickRows
+
+    longest = np.zeros(len(view.offsets) - 1, dtype=np.int64)
+    np.maximum.at(longest, questions.users, questions.history_ends)
+    lengths = np.diff(view.offsets)
+    place = np.arange(len(view.items)) - np.repeat(view.offsets[:-1], lengths)
+    events = view.rows(np.flatnonzero(place < np.repeat(longest, lengths)))
+    return ClickRows(questions.users, questions.candidates, questions.rows, events)
+
+
+def ranker_arguments(
+    config: RankerConfig, catalogue_size: int, sizes: Mapping[str, Mapping[str, int]]
+) -> dict[str, Any]:
+    """The constructor's arguments."""
+    arguments = asdict(config)
+    del arguments["name"]
+    fields = {
+        f"{of}_fields": dict(sizes.get(of, {})) for of in ("user", "item", "event", "context")
+    }
+    return {"catalogue_size": catalogue_size, **fields, **arguments}
+
+
+def make_ranker(
+    config: RankerConfig, catalogue_size: int, sizes: Mapping[str, Mapping[str, int]], seed: int
+) -> nn.Module:
+    """A ranker with weights drawn by seed; the rest of the run draws from the same generator.
+
+    Raises:
+        ValueError: an argument out of range, named.
+    """
+    import torch
+
+    from recsys.models.click.din import DIN
+    from recsys.models.click.logistic_regression import LogisticRegression
+    from recsys.models.click.mean_pooling import MeanPooling
+
+    kinds: dict[str, Callable[..., nn.Module]] = {
+        "din": DIN,
+        "mean_pooling": MeanPooling,
+        "logistic_regression": LogisticRegression,
+    }
+    torch.manual_seed(seed)
+    return kinds[config.name](**ranker_arguments(config, catalogue_size, sizes))
+
+
+def train_ranker(
+    config: TrainConfig,
+    judge: ClickJudge,
+    model: nn.Module,
+    reporter: Reporter,
+    folder: Path,
+    resume: Path | None,
+) -> Fitted:
+    """Trains `model` in place; the best weights stay in it."""
+    from recsys.histories.click_batches import ClickBatches
+    from recsys.objectives.clicks import MiniBatchAware, OccurrenceDecay, binary_cross_entropy
+    from recsys.training.click_task import ClickTask
+    from recsys.training.fit import fit
+
+    trainer, objective = config.trainer, config.objective
+    assert isinstance(trainer, ClickTrainerConfig) and isinstance(objective, CrossEntropyConfig)
+    batches = ClickBatches(
+        judge.split,
+        judge.columns,
+        judge.max_length,
+        trainer.rows_per_batch,
+        config.seed,
+        trainer.minimum_batches,
+    )
+    penalty: nn.Module | None = None
+    if objective.l2 > 0:
+        penalty = OccurrenceDecay(objective.l2)
+    elif objective.mini_batch_aware > 0:
+        penalty = MiniBatchAware(objective.mini_batch_aware, item_counts(judge))
+    total_steps = trainer.max_epochs * len(batches)
+    task = ClickTask(
+        model,
+        binary_cross_entropy,
+        penalty,
+        learning_rate=trainer.learning_rate,
+        weight_decay=trainer.weight_decay,
+        warmup_steps=min(trainer.warmup_steps, total_steps // 10),
+        total_steps=total_steps,
+        schedule=trainer.schedule,
+    )
+    return fit(
+        task,
+        batches,
+        validate=lambda trained: judge.ask(trained, "val")[0],
+        monitor=judge.name("val", trainer.monitor),
+        smaller_is_better=trainer.monitor in SMALLER_IS_BETTER,
+        max_epochs=trainer.max_epochs,
+        patience=trainer.patience,
+        validate_every=trainer.validate_every,
+        precision=trainer.precision,
+        checkpoint=folder / "last.ckpt",
+        resume=resume,
+        reporter=reporter,
+        progress=show_progress(),
+        say=say,
+        checkpoint_seconds=trainer.checkpoint_seconds,
+    )
+
+
+def item_counts(judge: ClickJudge) -> Any:
+    """Tensor [V]: how often each item occurs in the training questions, with the histories."""
+    import torch
+
+    view, training = judge.split.view, judge.split.training
+    # A history is a slice of the view: +1 where it begins, −1 where it ends, summed along the view.
+    ends = view.offsets[training.users] + training.history_ends
+    begins = ends - np.minimum(training.history_ends, judge.max_length)
+    steps = np.bincount(begins, minlength=len(view.items) + 1) - np.bincount(
+        ends, minlength=len(view.items) + 1
+    )
+    size = judge.store.catalogue_size
+    counts = np.bincount(view.items, weights=np.cumsum(steps)[:-1], minlength=size)
+    counts += np.bincount(training.candidates, minlength=size)
+    return torch.from_numpy(counts)
+
+
+class _Silent:
+    """A reporter for baselines, whose curves nobody looks at."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Nothing."""
+
+
+def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Module | ItemUserMeans]:
+    """Item + user mean, logistic regression, and the same network with mean pooling.
+
+    The two that are trained see the run's own training settings; they come from the cache where it
+    has them.
+
+    Args:
+        config: of the run.
+        judge: asks the questions.
+    """
+    from recsys.models.baselines.click_means import ItemUserMeans
+
+    training = judge.split.training_questions(0)
+    means = ItemUserMeans().fit(
+        training.users,
+        training.candidates,
+        training.labels,
+        judge.store.users,
+        judge.store.catalogue_size,
+    )
+    beside: dict[str, nn.Module | ItemUserMeans] = {means.name: means}
+    kinds: list[RankerConfig] = []
+    if not isinstance(config.model, LogisticRegressionConfig):
+        kinds.append(LogisticRegressionConfig("logistic_regression", config.model.max_length))
+    if isinstance(config.model, DINConfig):
+        model = config.model
+        kinds.append(
+            MeanPoolingConfig(
+                name="mean_pooling",
+                max_length=model.max_length,
+                width=model.width,
+                field_width=model.field_width,
+                hidden=model.hidden,
+                activation=model.activation,
+                dropout=model.dropout,
+                embedding_dropout=model.embedding_dropout,
+                initial_scale=model.initial_scale,
+            )
+        )
+    for kind in kinds:
+        beside[RANKERS[kind.name]] = trained_baseline(replace(config, model=kind), judge)
+    return beside
+
+
+def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
+    """A ranker trained as `config` says, from the cache or into it."""
+    from recsys.histories.click_batches import ClickBatches
+    from recsys.training.saved_model import ModelError, load_model, save_model
+
+    model_config, trainer = config.model, config.trainer
+    assert model_config.name != "sasrec" and isinstance(trainer, ClickTrainerConfig)
+    identity = ClickBatches(
+        judge.split,
+        judge.columns,
+        judge.max_length,
+        trainer.rows_per_batch,
+        config.seed,
+        trainer.minimum_batches,
+    ).identity()
+    made_from = {
+        "version": CLICK_BASELINE_VERSION,
+        "batches": identity,
+        "features": judge.features.to_json(),
+        "model": asdict(model_config),
+        "objective": asdict(config.objective),
+        "trainer": asdict(trainer),
+        "split": asdict(config.split),
+        "questions": asdict(config.questions),
+        "evaluation": [judge.evaluation.gauc_weighting, judge.evaluation.calibration_bins],
+    }
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_dir() / "baselines" / key
+    if judge.store.fingerprint:
+        try:
+            return load_model(folder)[0]
+        except ModelError:
+            pass  # not there, or damaged: it is trained again
+    say(f"training the baseline {RANKERS[model_config.name]} …")
+    sizes = judge.features.sizes
+    model = make_ranker(model_config, judge.store.catalogue_size, sizes, config.seed)
+    train_ranker(config, judge, model, _Silent(), folder, None)
+    (folder / "last.ckpt").unlink(missing_ok=True)
+    arguments = ranker_arguments(model_config, judge.store.catalogue_size, sizes)
+    save_model(folder, model, arguments, {"made_from": made_from})
+    return model.eval()
+
+
+def click_columns(judge: ClickJudge) -> dict[str, str]:
+    """The final table's columns: metric by name, and its heading."""
+    labels = {
+        "auc": "AUC",
+        "gauc": "GAUC",
+        "logloss": "logloss",
+        "normalised_entropy": "NE",
+        "calibration_error": "ECE",
+    }
+    return {judge.name("test", metric): label for metric, label in labels.items()}
+
+
+def click_table(judge: ClickJudge, rows: list[dict[str, Any]], title: str) -> str:
+    """The final table: the models beside each other, the protocol in the heading."""
+    from recsys.evaluation.report import table_text
+
+    first = rows[0]["metrics"]
+    excluded = int(first[judge.name("test", "users_excluded")])
+    heading = (
+        f"{title} · test/{judge.protocol} · {len(judge.split.test):,} questions, "
+        f"{judge.store.catalogue_size - 1:,} items\n({judge.legend})\n"
+        f"(GAUC: weighted by {judge.evaluation.gauc_weighting}; {excluded:,} users without both "
+        "classes left out)\n"
+    )
+    return table_text(
+        [{"model": row["model"], **row["metrics"]} for row in rows],
+        heading,
+        {"model": "model", **click_columns(judge)},
+    )
