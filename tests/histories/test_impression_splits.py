@@ -144,6 +144,9 @@ def test_a_cut_through_a_request_leaves_it_where_it_began() -> None:
     assert clicks.training.times.tolist() == [0, 1, 2, 3, 9]
     assert clicks.training.history_ends.tolist() == [0, 1, 2, 3, 9]
     assert clicks.protocol == "time-impressions-events"
+    # Six of nine candidates are before 6, the first moment of the test.
+    assert clicks.validation.times is not None and clicks.test.times is not None
+    assert (clicks.validation.times.tolist(), clicks.test.times.tolist()) == ([4, 5], [6, 7])
 
 
 @pytest.mark.parametrize(("label", "word"), [(0, 0), (1, 1)])
