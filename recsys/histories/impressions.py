@@ -82,7 +82,7 @@ class Impressions:
         return len(self.users)
 
 
-def events_before(
+def history_ends_at(
     offsets: np.ndarray, times: np.ndarray, users: np.ndarray, moments: np.ndarray
 ) -> np.ndarray:
     """How many of a user's events come strictly before a moment.

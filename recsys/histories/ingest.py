@@ -22,7 +22,7 @@ from recsys.histories.attributes import (
     attribute_of,
     side_attributes,
 )
-from recsys.histories.impressions import ImpressionLog, Impressions, events_before
+from recsys.histories.impressions import ImpressionLog, Impressions, history_ends_at
 from recsys.histories.ingest_report import (
     build_report,
     read_report,
@@ -390,7 +390,7 @@ def _impressions_of(
         labels=shown["label"].to_numpy(),
         times=times,
         requests=requests,
-        history_ends=events_before(store.offsets, store.times, users, times),
+        history_ends=history_ends_at(store.offsets, store.times, users, times),
         attributes={
             f"context.{name}": attribute_of(shown[CARRIED + name].alias(name), impressions.path)
             for name in impressions.context

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from recsys.histories.attributes import SideTable
 from recsys.histories.features import Numeric, check_features
-from recsys.histories.impressions import ImpressionColumns, ImpressionLog, events_before
+from recsys.histories.impressions import ImpressionColumns, ImpressionLog, history_ends_at
 from recsys.histories.ingest import Extras, ingest, read_report, render_report
 from recsys.histories.store import StoreError, open_store
 from recsys.logs.cleaning import Cleaning
@@ -182,7 +182,7 @@ def test_history_ends_count_what_is_strictly_before(before, shown, by_order):
                 break
             count += 1
         expected.append(count)
-    assert events_before(offsets, times, asked, moments).tolist() == expected
+    assert history_ends_at(offsets, times, asked, moments).tolist() == expected
 
 
 @settings(max_examples=8, deadline=None)
