@@ -54,7 +54,7 @@ def main() -> None:
         buffer = io.BytesIO()
         np.save(buffer, values)
         write(options.output / f"{name}_scores.npy", buffer.getvalue())
-    settings = json.dumps(result, indent=1, default=str).encode()
+    settings = json.dumps(result, indent=1).encode()
     write(options.output / "settings.json", settings)
     print(f"{options.output}: the epoch with the best validation AUC, {result['best_epoch']}")
 
@@ -298,7 +298,7 @@ def train(
     scores = {"validation": model.predict(loaders["valid"]), "test": model.predict(loaders["test"])}
     best = max(epochs, key=lambda epoch: epoch["valid"]["AUC"])
     result = {
-        "options": vars(options),
+        "options": {k: v for k, v in vars(options).items() if k not in ("data", "output")},
         "rows": prepared["rows"],
         "sizes": prepared["sizes"],
         "parameters": parameters,
