@@ -153,7 +153,7 @@ def user_share(store: HistoryStore, share: float = 0.1) -> Split:
     if not 0 < share < 0.5:
         raise SplitError(f"split.share must be more than 0 and less than 0.5, not {share}")
     lengths = store.lengths
-    # A share such as 0.1 is no binary fraction: 70 · 0.1 is 7.000000000000001, and means 7.
+    # A share such as 0.07 is no binary fraction: 100 · 0.07 is 7.000000000000001, and means 7.
     answers = np.maximum(1, np.ceil(lengths * share - 1e-9).astype(np.int64))
     eligible = np.flatnonzero(lengths > 2 * answers)
     if len(eligible) == 0:
