@@ -110,3 +110,17 @@ def test_nothing_to_learn_from_is_said() -> None:
     store = store_of([1, 1])
     with pytest.raises(ValueError, match="nobody has two training events"):
         TrainingBatches(store, store.lengths, 4, 10, seed=0)
+
+
+def test_times_stand_where_their_events_stand() -> None:
+    store = HistoryStore.from_lists([[1, 2, 3], [], [4]], 4, [[10, 20, 30], [], [40]])
+    batch = history_batch(store, np.arange(3), np.array([3, 0, 1]), max_length=2)
+    assert batch.times_BL is not None
+    assert batch.times_BL.tolist() == [[20, 30], [0, 0], [40, 0]]
+    assert batch.items_BL.tolist() == [[2, 3], [0, 0], [4, 0]]
+
+
+def test_a_store_without_events_gives_empty_histories() -> None:
+    store = HistoryStore.from_lists([[], []], 4, [[], []])
+    batch = history_batch(store, np.arange(2), np.zeros(2, dtype=np.int64))
+    assert batch.lengths_B.tolist() == [0, 0] and not batch.items_BL.any()

@@ -45,6 +45,13 @@ def test_a_condition_on_the_other_columns(tmp_path: Path, name: str) -> None:
     assert ids.to_list() == ["007", "b", "ü"]
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.txt"])
+def test_ids_in_text_keep_their_zeros(tmp_path: Path, name: str) -> None:
+    header = "" if name == "x.txt" else "sku\n"
+    (tmp_path / name).write_text(f"{header}007\n8\n")
+    assert read_ids(str(tmp_path / name), "sku", "users").to_list() == ["007", "8"]
+
+
 def test_whole_numbers(tmp_path: Path) -> None:
     pl.DataFrame({"sku": pl.Series([3, 1], dtype=pl.UInt8)}).write_parquet(tmp_path / "x.parquet")
     ids = read_ids(str(tmp_path / "x.parquet"), "sku", "users")

@@ -94,6 +94,10 @@ def test_what_a_killed_process_left_is_no_part(tmp_path: Path) -> None:
     (folder / ".part-000002.parquet.ab12").write_text("half")
     (folder / "joined.parquet").write_text("half")
     (folder / "part-000009.parquet").write_text("of nobody")
+    with pytest.raises(Stop):
+        write_in_parts(output, 5, stops_at(3), IDENTITY)
+    names = [f"part-00000{number}.parquet" for number in range(3)]
+    assert {path.name for path in folder.iterdir()} == {".lock", "manifest.json", *names}
     write_in_parts(output, 5, make, IDENTITY)
     assert pl.read_parquet(output).equals(WHOLE)
     # Killed before the manifest was there: nothing beside it counts.

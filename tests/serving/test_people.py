@@ -1,6 +1,7 @@
 """Slices together hold everybody, each with what the model knows of their history."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,7 +51,8 @@ def test_stored_people_in_the_order_asked_for() -> None:
     assert StoredPeople(store, np.array([1])).ends_N.tolist() == [1]
 
 
-def test_the_first_question_of_several() -> None:
-    users, ends = np.array([2, 0, 2]), np.array([3, 0, 1])
-    questions = Questions(users, ends, ends, ends + 1)
+@pytest.mark.parametrize("ends", [[3, 0, 1], [1, 0, 3]])
+def test_the_first_question_of_several(ends) -> None:
+    at = np.array(ends)
+    questions = Questions(np.array([2, 0, 2]), at, at, at + 1)
     assert first_questions(questions, 4).tolist() == [0, -1, 1, -1]
