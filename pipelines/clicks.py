@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import polars as pl
     from torch import nn
 
-    from recsys.histories.clicks import ClickQuestions, ClickSplit, HistoryView
-    from recsys.histories.features import ClickRows, EncodedColumns, Feature, FittedFeatures
+    from recsys.histories.clicks import ClickQuestions, ClickSplit
+    from recsys.histories.features import EncodedColumns, Feature, FittedFeatures
     from recsys.histories.store import HistoryStore
     from recsys.models.baselines.click_means import ItemUserMeans
     from recsys.training.fit import Fitted
@@ -77,7 +77,9 @@ class ClickJudge:
     def protocol(self) -> str:
         """As it stands in metric names: what is asked, and where the negatives come from."""
         parts = ["clicks"]
-        if self.split_name != "share":
+        if self.split_name != "share" and self.store.impressions is not None:
+            parts.append(self.split_name.partition("-")[0])  # all of what was shown is asked
+        elif self.split_name != "share":
             parts.append(self.split_name)
         if self.store.impressions is not None:
             parts.append("impressions")
@@ -105,7 +107,6 @@ class ClickJudge:
     ) -> tuple[dict[str, float], pl.DataFrame, dict[str, int]]:
         """Metrics by full name, one row a question, and what was counted."""
         from recsys.evaluation.click_report import per_question_click_frame, summarise_clicks
-
         from recsys.evaluation.click_scores import score_clicks
         from recsys.models.baselines.click_means import ItemUserMeans
 
@@ -130,7 +131,9 @@ class ClickJudge:
 
     def unknown_values(self, stage: str) -> dict[str, int]:
         """How many questions hold a value that training did not know, by feature."""
-        counts = self.columns.unknown_counts(rows_of(self.questions(stage), self.split.view))
+        from recsys.histories.clicks import feature_rows
+
+        counts = self.columns.unknown_counts(feature_rows(self.split.view, self.questions(stage)))
         return {name: count for name, count in counts.items() if count}
 
     def score(self, model: nn.Module | ItemUserMeans, stage: str, metric: str) -> float:
@@ -275,6 +278,17 @@ def _shown_clicks(split: SplitConfig, questions: ClicksConfig, store: HistorySto
             "questions.negatives_per_positive: impressions have negatives of their own; leave it "
             "out, or leave out data.impressions"
         )
+    usual = TimeConfig("time", 0.8, 0.9, "last", "asked")
+    ignored = {"questions.skip_first": (questions.skip_first, 0)}
+    if isinstance(split, TimeConfig):
+        ignored["split.target"] = (split.target, usual.target)  # type: ignore[assignment]
+        ignored["split.new_users"] = (split.new_users, usual.new_users)  # type: ignore[assignment]
+    for name, (value, default) in ignored.items():
+        if value != default:
+            raise ConfigError(
+                f"{name}={value} says nothing about impressions, all of which are asked: leave it "
+                "out"
+            )
     if isinstance(split, TimeConfig):
         return impressions_by_time(
             store,
@@ -305,6 +319,7 @@ def click_judge(
         evaluation: another evaluation; None: the run's own.
         features: those of a trained model; None: fitted on the training questions.
     """
+    from recsys.histories.clicks import feature_rows
     from recsys.histories.features import fit_features
 
     questions = config.questions
@@ -317,7 +332,7 @@ def click_judge(
         features = fit_features(
             store,
             declared_features(data or config.data, questions, store),
-            rows_of(made.training, made.view),
+            feature_rows(made.view, made.training_questions(0)),
         )
     return ClickJudge(
         store,
@@ -328,18 +343,6 @@ def click_judge(
         config.model.max_length,
         measured,
     )
-
-
-def rows_of(questions: ClickQuestions, view: HistoryView) -> ClickRows:
-    """The rows that features are fitted on, or counted in."""
-    from recsys.histories.features import ClickRows
-
-    longest = np.zeros(len(view.offsets) - 1, dtype=np.int64)
-    np.maximum.at(longest, questions.users, questions.history_ends)
-    lengths = np.diff(view.offsets)
-    place = np.arange(len(view.items)) - np.repeat(view.offsets[:-1], lengths)
-    events = view.rows(np.flatnonzero(place < np.repeat(longest, lengths)))
-    return ClickRows(questions.users, questions.candidates, questions.rows, events)
 
 
 def ranker_arguments(
@@ -433,6 +436,7 @@ def train_ranker(
         progress=show_progress(),
         say=say,
         checkpoint_seconds=trainer.checkpoint_seconds,
+        average_weights=trainer.average_weights,
     )
 
 
@@ -451,13 +455,6 @@ def item_counts(judge: ClickJudge) -> Any:
     counts = np.bincount(view.items, weights=np.cumsum(steps)[:-1], minlength=size)
     counts += np.bincount(training.candidates, minlength=size)
     return torch.from_numpy(counts)
-
-
-class _Silent:
-    """A reporter for baselines, whose curves nobody looks at."""
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Nothing."""
 
 
 def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Module | ItemUserMeans]:
@@ -507,6 +504,7 @@ def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Modu
 def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
     """A ranker trained as `config` says, from the cache or into it."""
     from recsys.histories.click_batches import ClickBatches
+    from recsys.training.reporting import Silent
     from recsys.training.saved_model import ModelError, load_model, save_model
 
     model_config, trainer = config.model, config.trainer
@@ -540,7 +538,7 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
     say(f"training the baseline {RANKERS[model_config.name]} …")
     sizes = judge.features.sizes
     model = make_ranker(model_config, judge.store.catalogue_size, sizes, config.seed)
-    train_ranker(config, judge, model, _Silent(), folder, None)
+    train_ranker(config, judge, model, Silent(), folder, None)
     (folder / "last.ckpt").unlink(missing_ok=True)
     arguments = ranker_arguments(model_config, judge.store.catalogue_size, sizes)
     save_model(folder, model, arguments, {"made_from": made_from})

@@ -455,6 +455,8 @@ class NextItemTrainerConfig:
         schedule: constant, or falling to zero over max_epochs: linear, cosine.
         precision: "auto" takes bf16 where the machine has it in hardware.
         checkpoint_seconds: between two checkpoints inside an epoch.
+        average_weights: decay of the moving average of the weights that is validated and kept;
+            0 takes the weights as they are.
     """
 
     name: Literal["next_item"]
@@ -470,6 +472,7 @@ class NextItemTrainerConfig:
     schedule: Literal["constant", "linear", "cosine"]
     precision: Literal["auto", "32", "bf16"]
     checkpoint_seconds: float
+    average_weights: float
 
 
 @dataclass(frozen=True)
@@ -490,6 +493,8 @@ class ClickTrainerConfig:
         schedule: constant, or falling to zero over max_epochs: linear, cosine.
         precision: "auto" takes bf16 where the machine has it in hardware.
         checkpoint_seconds: between two checkpoints inside an epoch.
+        average_weights: decay of the moving average of the weights that is validated and kept;
+            0 takes the weights as they are.
     """
 
     name: Literal["clicks"]
@@ -505,6 +510,7 @@ class ClickTrainerConfig:
     schedule: Literal["constant", "linear", "cosine"]
     precision: Literal["auto", "32", "bf16"]
     checkpoint_seconds: float
+    average_weights: float
 
 
 TrainerConfig = NextItemTrainerConfig | ClickTrainerConfig

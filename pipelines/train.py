@@ -309,6 +309,7 @@ def train(
         progress=show_progress(),
         say=say,
         checkpoint_seconds=trainer.checkpoint_seconds,
+        average_weights=trainer.average_weights,
     )
 
 
@@ -395,6 +396,11 @@ def check_trainer(config: TrainConfig) -> None:
     for name in ("weight_decay", "warmup_steps", "checkpoint_seconds"):
         if getattr(trainer, name) < 0:
             raise ConfigError(f"trainer.{name} must not be negative, not {getattr(trainer, name)}")
+    if not 0 <= trainer.average_weights < 1:
+        raise ConfigError(
+            "trainer.average_weights must be at least 0 (off) and below 1, not "
+            f"{trainer.average_weights}"
+        )
     if trainer.learning_rate <= 0:
         raise ConfigError(f"trainer.learning_rate must be positive, not {trainer.learning_rate}")
     seeds = [config.seed, getattr(config.split, "seed", 0), getattr(config.questions, "seed", 0)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.logs.files import name_aside, sync
+from recsys.training.averaging import AverageWeights
 from recsys.training.reporting import Reporter
 
 CHECKPOINT_VERSION = 1
@@ -56,6 +58,7 @@ class ChooseOnValidation(lightning.Callback):
         every: validate every so many epochs (and after the last).
         reporter: gets every value.
         say: prints a line, or None.
+        averaged: when given, its averaged weights are validated and kept.
     """
 
     def __init__(
@@ -67,7 +70,9 @@ class ChooseOnValidation(lightning.Callback):
         every: int,
         reporter: Reporter,
         say: Callable[[str], None] | None = None,
+        averaged: AverageWeights | None = None,
     ) -> None:
+        self.averaged = averaged
         self.validate = validate
         self.monitor = monitor
         self.smaller_is_better = smaller_is_better
@@ -125,19 +130,23 @@ class ChooseOnValidation(lightning.Callback):
         if epoch % self.every == 0 or last:
             started = time.perf_counter()
             module.model.eval()
-            with torch.inference_mode():
-                scores = dict(self.validate(module.model))
+            with self.averaged.in_place(module.model) if self.averaged else nullcontext():
+                with torch.inference_mode():
+                    scores = dict(self.validate(module.model))
+                score = scores[self.monitor]
+                if self.smaller_is_better:
+                    better = score < self.best_score
+                else:
+                    better = score > self.best_score
+                if better:
+                    self.best_score, self.best_epoch = score, epoch
+                    self.best_weights = {
+                        name: value.detach().clone()
+                        for name, value in module.model.state_dict().items()
+                    }
             module.model.train()
             self.seconds_validating += time.perf_counter() - started
             values |= scores
-            score = scores[self.monitor]
-            better = score < self.best_score if self.smaller_is_better else score > self.best_score
-            if better:
-                self.best_score, self.best_epoch = score, epoch
-                self.best_weights = {
-                    name: value.detach().clone()
-                    for name, value in module.model.state_dict().items()
-                }
             text += f"  {self.monitor} {score:.4f}  best {self.best_score:.4f} @{self.best_epoch}"
             if self.patience is not None and epoch - self.best_epoch >= self.patience:
                 self.stopped = True

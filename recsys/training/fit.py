@@ -14,6 +14,7 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 
+from recsys.training.averaging import AverageWeights
 from recsys.training.callbacks import (
     CHECKPOINT_VERSION,
     Batches,
@@ -68,6 +69,7 @@ def fit(
     progress: bool,
     say: Callable[[str], None] | None = None,
     checkpoint_seconds: float = 60.0,
+    average_weights: float = 0.0,
 ) -> Fitted:
     """Trains `task.model` and leaves the best weights in it.
 
@@ -87,16 +89,19 @@ def fit(
         progress: whether to show Lightning's bar.
         say: prints one line per epoch.
         checkpoint_seconds: between two checkpoints inside an epoch.
+        average_weights: decay of the averaged weights that are validated and kept; 0: none.
 
     Raises:
         CheckpointError: `resume` is missing, truncated, or of another model.
         TrainingDiverged: the loss is not finite.
     """
+    averaged = AverageWeights(average_weights) if average_weights else None
     choose = ChooseOnValidation(
-        validate, monitor, smaller_is_better, patience, validate_every, reporter, say
+        validate, monitor, smaller_is_better, patience, validate_every, reporter, say, averaged
     )
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     callbacks: list[lightning.Callback] = [
+        *([averaged] if averaged else []),
         choose,
         Position(batches),
         KeepLast(checkpoint, checkpoint_seconds),

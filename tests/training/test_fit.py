@@ -39,6 +39,8 @@ class Trial:
         self.scores: list[float] = []
         self.steps = 0
         self.kill_at: int | None = None
+        self.average_weights = 0.0
+        self.smaller_is_better = False
 
     def objective(self, hidden_TD: Tensor, table_VD: Tensor, targets_T: Tensor) -> Tensor:
         self.steps += 1
@@ -82,6 +84,8 @@ class Trial:
             reporter=Silent(),
             progress=False,
             checkpoint_seconds=seconds,
+            smaller_is_better=self.smaller_is_better,
+            average_weights=self.average_weights,
         )
 
 
@@ -90,7 +94,9 @@ class Trial:
 def test_interrupted_and_resumed_equals_uninterrupted(
     tmp_path: Path, kill_at: int, seconds: float
 ) -> None:
+    average = 0.9 if kill_at % 2 else 0.0
     whole = Trial(tmp_path)
+    whole.average_weights = average
     steps_per_epoch = len(whole.batches)
     assert steps_per_epoch == 8
     expected = whole.fit(3)
@@ -98,11 +104,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     first = Trial(tmp_path)
     first.checkpoint = tmp_path / "cut.ckpt"
     first.kill_at = kill_at
+    first.average_weights = average
     with pytest.raises(Killed):
         first.fit(3, seconds=seconds)
     second = Trial(tmp_path, seed=5)  # other weights, other order: all must come from the file
     second.batches.seed = 0
     second.checkpoint = first.checkpoint
+    second.average_weights = average
     if not first.checkpoint.exists():
         assert kill_at == 1 or (kill_at == 8 and seconds)
         with pytest.raises(CheckpointError, match="there is no checkpoint"):
@@ -142,6 +150,41 @@ def test_the_best_weights_are_kept_not_the_last(tmp_path: Path) -> None:
     assert (fitted.best_epoch, fitted.best_score, fitted.epochs) == (2, 0.5, 4)
     assert torch.equal(trial.model.item_table(), kept[1])
     assert not torch.equal(kept[1], kept[3])
+
+
+def test_of_a_loss_the_smallest_is_best(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    values = iter([0.3, 0.1, 0.2])
+    trial.validate = lambda model: {"val/score": next(values)}  # type: ignore[method-assign]
+    trial.smaller_is_better = True
+    fitted = trial.fit(3)
+    assert (fitted.best_epoch, fitted.best_score) == (2, 0.1)
+
+
+def test_averaged_weights_are_what_is_validated_and_kept(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    trial.average_weights = 0.5
+    steps: list[Tensor] = [trial.model.item_table().detach().clone()]
+    validated: list[Tensor] = []
+    objective = trial.objective
+
+    def watch(hidden_TD: Tensor, table_VD: Tensor, targets_T: Tensor) -> Tensor:
+        steps.append(table_VD.detach().clone())  # before the step: the first one twice
+        return objective(hidden_TD, table_VD, targets_T)
+
+    def validate(model: nn.Module) -> Mapping[str, float]:
+        validated.append(model.item_table().clone())  # type: ignore[operator]
+        return {"val/score": float(len(validated))}
+
+    trial.objective = watch  # type: ignore[method-assign]
+    trial.validate = validate  # type: ignore[method-assign]
+    trial.fit(2)
+    average = steps[0]
+    for step, weights in enumerate(steps[2:10]):  # after each step of the first epoch
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weights
+    torch.testing.assert_close(validated[0], average)
+    assert torch.equal(trial.model.item_table(), validated[1])
 
 
 def test_a_loss_that_is_no_number_stops_at_once(tmp_path: Path) -> None:
