@@ -29,7 +29,7 @@ from pipelines.ingest import make_store
 from pipelines.judging import make_split, say
 from pipelines.paths import tracking_uri
 from pipelines.result import check_result_path, write_result
-from pipelines.schemas import DataConfig, RecommendConfig, TrainConfig
+from pipelines.schemas import ClicksConfig, DataConfig, RecommendConfig, TrainConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,13 +74,35 @@ def run(config: RecommendConfig) -> None:
     if filter_seen is None:
         # Click tables do not rank the catalogue, so nothing there says it.
         filter_seen = getattr(trained.evaluation, "filter_seen", True) and not data.repeats
-    recommender = Recommender.load(
-        folder,
-        store.item_vocabulary,
-        popularity_V=event_counts(store, None if split is None else split.training_ends),
-        candidates_C=candidates,
-        tie_seed=config.tie_seed,
-    )
+    popularity_V = event_counts(store, None if split is None else split.training_ends)
+    if isinstance(trained.questions, ClicksConfig):
+        from recsys.histories.features import FittedFeatures
+        from recsys.serving.rankers import RankerScorer
+        from recsys.training.saved_model import load_model
+
+        scorer = RankerScorer(
+            load_model(folder)[0],
+            FittedFeatures.load(folder / "features.json"),
+            trained.questions.history,
+            store,
+        )
+        recommender = Recommender(
+            scorer,  # type: ignore[arg-type]  # its batches are its own
+            store.item_vocabulary,
+            name=described["name"],
+            popularity_V=popularity_V,
+            candidates_C=candidates,
+            tie_seed=config.tie_seed,
+            make_batch=scorer.make_batch,
+        )
+    else:
+        recommender = Recommender.load(
+            folder,
+            store.item_vocabulary,
+            popularity_V=popularity_V,
+            candidates_C=candidates,
+            tie_seed=config.tie_seed,
+        )
     protocol = "-".join(
         (
             "all" if split is None else split.protocol,

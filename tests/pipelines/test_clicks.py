@@ -1,0 +1,267 @@
+"""Rankers through the real commands: trained, evaluated, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys.testing import planted_clicks
+from tests.pipelines.conftest import Place
+from tests.pipelines.test_train import artifacts, refused
+
+SMALL = [
+    "model=din",
+    "data=log",
+    "data.path=log.parquet",
+    "data.name=planted",
+    "data.columns.time=ts",
+    "data.columns.label=clicked",
+    "model.width=4",
+    "model.hidden=[8]",
+    "model.attention_units=4",
+    "trainer.max_epochs=2",
+    "trainer.rows_per_batch=200",
+    "trainer.minimum_batches=1",
+]
+MODELS = ["DIN", "Item + user mean", "Logistic regression", "Mean pooling"]
+
+
+def write_log(path: Path, users: int = 40, **columns: Any) -> pl.DataFrame:
+    """Users with 20 events of which about half are clicked, three requests of equal time last."""
+    draw = np.random.Generator(np.random.PCG64(0))
+    histories, _, _ = planted_clicks(users, items=30, length=20)
+    rows = [(u, item, t) for u, items in enumerate(histories) for t, item in enumerate(items)]
+    frame = pl.DataFrame(
+        {
+            "user": [f"u{u}" for u, _, _ in rows],
+            "item": [f"i{item}" for _, item, _ in rows],
+            "ts": [1_600_000_000 + 3600 * t for _, _, t in rows],
+            "clicked": draw.integers(0, 2, len(rows)),
+            "device": draw.choice(["phone", "desk"], len(rows)),
+            **columns,
+        }
+    )
+    frame.write_parquet(path)
+    return frame
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, Any], str]:
+    place = Place(tmp_path_factory.mktemp("clicks"))
+    write_log(place.folder / "log.parquet")
+    device = "data.features.device"
+    done = place.command(
+        "train",
+        *SMALL,
+        f"{device}.kind=categorical",
+        f"{device}.of=context",
+        f"{device}.column=device",
+        "result=result.json",
+    )
+    assert done.returncode == 0, done.stderr
+    return place, json.loads((place.folder / "result.json").read_text()), done.stdout
+
+
+def test_the_table_holds_every_baseline(trained: tuple[Place, dict[str, Any], str]) -> None:
+    _, result, printed = trained
+    assert [row["model"] for row in result["rows"]] == MODELS
+    for row in result["rows"]:
+        metrics = row["metrics"]
+        assert all(name.startswith("test/clicks/") for name in metrics)
+        assert 0 <= metrics["test/clicks/auc"] <= 1 and 0 <= metrics["test/clicks/gauc"] <= 1
+        assert metrics["test/clicks/questions"] == 80  # 2 of each user's 20
+        assert metrics["test/clicks/logloss"] > 0
+    assert "planted · test/clicks · 80 questions" in printed
+    heading = next(line for line in printed.splitlines() if line.startswith("model "))
+    assert heading.split() == ["model", "AUC", "GAUC", "logloss", "NE", "ECE"]
+
+
+def test_the_run_holds_the_fitted_features(trained: tuple[Place, dict[str, Any], str]) -> None:
+    place, result, _ = trained
+    folder = artifacts(place, result["run_id"])
+    features = json.loads((folder / "model/features.json").read_text())["features"]
+    assert [feature["kind"] for feature in features] == ["user_id", "categorical"]
+    arguments = json.loads((folder / "model/model.json").read_text())["arguments"]
+    assert arguments["context_fields"] == {"device": 4}
+    frame = pl.read_parquet(folder / "per_question/test/DIN.parquet")
+    assert frame.columns[:4] == ["user", "item", "label", "score"] and len(frame) == 80
+
+
+def test_evaluation_gives_the_same_digits(trained: tuple[Place, dict[str, Any], str]) -> None:
+    place, result, _ = trained
+    done = place.command("evaluate", "run=latest", "result=again.json")
+    assert done.returncode == 0, done.stderr
+    again = json.loads((place.folder / "again.json").read_text())
+    assert again["rows"] == result["rows"]
+    assert "training the baseline" not in done.stdout  # from the cache
+    message = refused(place, "evaluate", "run=latest", "evaluation.ks=[1]")
+    assert "evaluation=next_item does not go with run" in message
+    assert "take evaluation=clicks" in message
+
+
+def test_unknown_categories_are_counted(trained: tuple[Place, dict[str, Any], str]) -> None:
+    place, result, _ = trained
+    frame = write_log(place.folder / "other.parquet")
+    newest = pl.col("ts") == pl.col("ts").max().over("user")
+    frame = frame.with_columns(device=pl.when(newest).then(pl.lit("watch")).otherwise("device"))
+    frame.write_parquet(place.folder / "other.parquet")
+    device = "data.features.device"
+    done = place.command(
+        "evaluate",
+        f"run={result['run_id']}",
+        *[argument.replace("log.parquet", "other.parquet") for argument in SMALL[1:6]],
+        f"{device}.kind=categorical",
+        f"{device}.of=context",
+        f"{device}.column=device",
+        "evaluation=clicks",
+        "evaluation.baselines=false",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "values that training did not know, in the test questions: context.device 40" in (
+        done.stdout
+    )
+
+
+def test_positives_only_get_sampled_negatives(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    write_log(tmp_path / "log.parquet", users=12)
+    plain = [argument for argument in SMALL if "label" not in argument]
+    message = refused(place, "train", *plain)
+    assert "the log has no labels" in message
+    done = place.command(
+        "train",
+        *plain,
+        "questions.negatives_per_positive=2",
+        "questions.sampling=uniform",
+        "evaluation.baselines=false",
+        "result=result.json",
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert row["metrics"]["test/clicks-uniform2/questions"] == 12 * 2 * 3
+    assert 0 <= row["metrics"]["test/clicks-uniform2/request_ndcg_5"] <= 1
+
+
+def test_impressions_are_asked_where_the_data_has_them(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    events = write_log(tmp_path / "log.parquet", users=12)
+    shown = events.with_columns(
+        ts=pl.col("ts") + 1800, request=pl.col("ts") // 7200, clicked="clicked"
+    )
+    shown.write_parquet(tmp_path / "shown.parquet")
+    history = [argument for argument in SMALL if "label" not in argument]
+    columns = "data.impressions.columns"
+    done = place.command(
+        "train",
+        *history,
+        "data.impressions.path=shown.parquet",
+        f"{columns}.user=user",
+        f"{columns}.item=item",
+        f"{columns}.label=clicked",
+        f"{columns}.time=ts",
+        f"{columns}.request=request",
+        "evaluation.baselines=false",
+        "result=result.json",
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert {"test/clicks-impressions/auc", "test/clicks-impressions/request_mrr_10"} <= (
+        row["metrics"].keys()
+    )
+
+
+def test_labels_as_behaviour_and_stopping_on_a_loss(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    write_log(tmp_path / "log.parquet", users=12)
+    done = place.command(
+        "train",
+        *SMALL,
+        "questions.history=events",
+        "trainer.monitor=logloss",
+        "model.heads=2",
+        "model.layers=2",
+        "model.activation=dice",
+        "objective.l2=0",
+        "objective.mini_batch_aware=0.01",
+        "evaluation.baselines=false",
+        "result=result.json",
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = place.home.glob("mlruns/**/model")
+    arguments = json.loads((folder / "model.json").read_text())["arguments"]
+    assert arguments["event_fields"] == {"label": 4}
+    assert "val/clicks/logloss" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["objective=bpr"], "objective=bpr does not go with model=din"),
+        (["trainer=next_item"], "trainer"),
+        (["questions=next_item"], "questions=next_item does not go with model=din"),
+        (["trainer.monitor=acu"], "there is no metric 'acu'. Did you mean 'auc'?"),
+        (["model.heads=3", "model.score=dot"], "width 4 is not divisible by heads 3"),
+        (["objective.mini_batch_aware=1"], "two ways to the same end"),
+        (["trainer.average_weights=1"], "trainer.average_weights must be at least 0"),
+        (["data.columns.label=cliked"], "Did you mean 'clicked'?"),
+        (["questions.negatives_per_positive=1"], "the log has negatives of its own"),
+        (["data.path=same.parquet"], "all 640 training candidates have label 1"),
+        (["data.path=other.parquet"], "the label is not 0 or 1: 800"),
+        (
+            [
+                "+data.features.device.kind=numeric",
+                "+data.features.device.of=context",
+                "+data.features.device.column=device",
+            ],
+            "device",
+        ),
+        (
+            [
+                "+data.features.x.kind=categorical",
+                "+data.features.x.of=context",
+                "+data.features.x.column=devise",
+            ],
+            "Did you mean 'device'?",
+        ),
+    ],
+)
+def test_wrong_settings_and_data_are_refused(
+    tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    place = Place(tmp_path)
+    place.home.mkdir()
+    write_log(tmp_path / "log.parquet")
+    write_log(tmp_path / "same.parquet", clicked=1)
+    write_log(tmp_path / "other.parquet", clicked=7)
+    before = place.files
+    done = place.command("train", *SMALL, *overrides)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert all("quarantine" in new for new in place.files - before)
+
+
+def test_a_next_item_model_does_not_take_click_groups(tmp_path: Path) -> None:
+    message = refused(Place(tmp_path), "train", "trainer=clicks")
+    assert "trainer=clicks does not go with model=sasrec" in message
+    assert "take trainer=next_item" in message
+
+
+def test_recommend_lists_from_a_ranker(trained: tuple[Place, dict[str, Any], str]) -> None:
+    place, result, _ = trained
+    run = f"run={result['run_id']}"
+    done = place.command("recommend", run, "k=3", "output=top.parquet")
+    assert done.returncode == 0, done.stderr
+    top = pl.read_parquet(place.folder / "top.parquet")
+    assert len(top) == 40 * 3 and set(top["model"]) == {"DIN"}
+    seen = pl.read_parquet(place.folder / "log.parquet").filter(clicked=1)
+    assert top.join(seen, on=["user", "item"]).is_empty()
+    new = pl.DataFrame({"user": ["x", "x", "y"], "item": ["i1", "i2", "i3"], "ts": [1, 2, 3]})
+    new.write_parquet(place.folder / "new.parquet")
+    done = place.command("recommend", run, "k=2", "output=new_top.parquet", "histories=new.parquet")
+    assert done.returncode == 0, done.stderr
+    assert len(pl.read_parquet(place.folder / "new_top.parquet")) == 2 * 2
