@@ -75,7 +75,8 @@ class TargetAttention(nn.Module):
     * score: "additive" (DIN's activation unit), "dot" (q · k / √E with learned projections) or
       "bilinear" (q W_h k).
     * normalise: "none" (DIN: the weights say how much of the interest there is, and need not sum to
-      one), "softmax" or "sigmoid".
+      one; with the additive score all of them start near 1, so it starts as plain pooling),
+      "softmax" or "sigmoid".
     * combine: "concatenate" the heads' outputs and project them to D, or "average" them. A single
       head is passed on as it is: DIN's weighted sum.
 
@@ -126,6 +127,9 @@ class TargetAttention(nn.Module):
         self.scale_by_length = scale_by_length
         if score == "additive":
             self.unit = ActivationUnit(width, heads, units, activation)
+            if normalize == "none":
+                # Every event weighs 1 at first: attention starts as pooling, and learns from there.
+                nn.init.ones_(self.unit.offset)
         elif score == "dot":
             self.query = nn.Linear(width, width)
             self.key = nn.Linear(width, width)

@@ -145,3 +145,13 @@ def test_prelu_equals_torchs() -> None:
     x_ND = torch.randn(5, 3)
     ours, torchs = Activate("prelu", 3), torch.nn.PReLU(3)
     torch.testing.assert_close(ours(x_ND), torchs(x_ND))
+
+
+@torch.no_grad()
+def test_without_a_normaliser_it_starts_near_mean_pooling() -> None:
+    query_BD, keys_BLD, valid_BL = example()
+    attention = TargetAttention(6, scale_by_length=True, activation="relu")
+    attention.unit.last.zero_()
+    found_BD = attention(query_BD, keys_BLD, valid_BL)
+    torch.testing.assert_close(found_BD[0], keys_BLD[0].mean(0))
+    torch.testing.assert_close(found_BD[1], keys_BLD[1, :2].mean(0))

@@ -1,0 +1,174 @@
+r"""The MovieLens-1M click tables: DIN beside its baselines, and what the labels of the history add.
+
+    python -m benchmarks.clicks                   # publisher's data
+    python -m benchmarks.clicks --data DIR        # ml1m.parquet, ml1m_items, ml1m_users in DIR
+    python -m benchmarks.clicks --data DIR --seeds 1 --peer OUT/test_scores.npy …
+    python -m benchmarks.clicks --show benchmarks/results/*_clicks.json
+
+Two tables, each model on both: the history is the newest 50 earlier positives, or the newest 50
+earlier events with their labels. Each seed is one run of `python -m pipelines.train
+experiment=din_ml1m`. Differences are paired on the same users, with 95 % intervals by drawing users
+(`recsys.evaluation.intervals`), the mean over the seeds against the mean over the seeds. `--peer`
+takes another system's scores of the same test rows in the same order, one file a seed, such as
+`benchmarks/peers/fuxictr_din.py` writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from benchmarks.quality import RAW, RESULTS, commit, cpu_name, train
+from pipelines.paths import tracking_uri
+from recsys.evaluation.click_metrics import auc, gauc, logloss
+from recsys.evaluation.intervals import paired_bootstrap
+from recsys.tracking.run import load_run
+
+HISTORIES = ("positives", "events")
+MODELS = ("DIN", "Mean pooling", "Logistic regression", "Item and user mean")
+METRICS = ("auc", "gauc", "logloss")
+Answers = dict[str, np.ndarray]  # "user", "label", and by model: [seeds, rows]
+
+
+def main() -> None:
+    """Runs, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser.add_argument("--data", type=Path, help="folder with the canonical tables")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more settings")
+    parser.add_argument("--peer", nargs="+", type=Path, metavar="FILE", help="a peer's scores")
+    parser.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="print results again")
+    arguments = parser.parse_args()
+    for file in arguments.show or []:
+        print(render(json.loads(file.read_text())))
+    if arguments.show:
+        return
+    settings = ["experiment=din_ml1m", *arguments.set]
+    if arguments.data:
+        path = arguments.data / "ml1m.parquet"
+        if not path.is_file():
+            sys.exit(f"there is no {path}")
+        settings.append(f"data.path={path.resolve()}")
+    answers: dict[str, Answers] = {}
+    seconds = []
+    for history in HISTORIES:
+        runs = [train([*settings, f"questions.history={history}"], s) for s in arguments.seeds]
+        seconds += [run["command_seconds"] for run in runs]
+        answers[history] = gather([run["run_id"] for run in runs])
+    if arguments.peer:
+        answers["positives"]["FuxiCTR DIN"] = np.stack([np.load(file) for file in arguments.peer])
+    report = {
+        "benchmark": "clicks",
+        "settings": arguments.set,
+        "seeds": arguments.seeds,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))},
+        "versions": {name: version(name) for name in ("torch", "pytorch-lightning", "numpy")},
+        "python": platform.python_version(),
+        "commit": commit(),
+        "seconds": seconds,
+        "tables": {history: table(answers[history]) for history in HISTORIES},
+        "differences": differences(answers),
+    }
+    print(render(report), flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    stamp = report["date"].partition("+")[0].replace("-", "").replace(":", "")
+    file = RESULTS / f"{stamp}_clicks.json"
+    file.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {file}")
+
+
+def gather(run_ids: list[str]) -> Answers:
+    """The answers of one table's runs, row by row in the same order."""
+    answers: dict[str, list[np.ndarray]] = {}
+    for run_id in run_ids:
+        info = load_run(tracking_uri(), run_id)
+        for model in MODELS:
+            frame = pl.read_parquet(info.artifact(f"per_question/test/{model}.parquet"))
+            answers.setdefault(model, []).append(frame["score"].to_numpy())
+            answers["user"] = [frame["user"].to_numpy()]
+            answers["label"] = [frame["label"].to_numpy()]
+    own = {name: np.stack(rows) for name, rows in answers.items()}
+    return {**own, "user": own["user"][0], "label": own["label"][0]}
+
+
+def table(answers: Answers) -> list[dict[str, Any]]:
+    """AUC, GAUC and logloss of each model and seed."""
+    label, user = answers["label"], answers["user"]
+    return [
+        {
+            "model": model,
+            "auc": [auc(label, row) for row in scores],
+            "gauc": [gauc(label, row, user) for row in scores],
+            "logloss": [logloss(label, row) for row in scores],
+        }
+        for model, scores in answers.items()
+        if model not in ("user", "label")
+    ]
+
+
+def differences(answers: dict[str, Answers]) -> list[dict[str, Any]]:
+    """DIN less each other model of its table, and DIN with labels less DIN without."""
+    pairs = [
+        (f"DIN − {other}, {history}", answers[history]["DIN"], answers[history][other], history)
+        for history in HISTORIES
+        for other in answers[history]
+        if other not in ("user", "label", "DIN")
+    ]
+    same = np.array_equal(answers["events"]["user"], answers["positives"]["user"])
+    assert same, "both tables ask the same questions"
+    both = (answers["events"]["DIN"], answers["positives"]["DIN"], "positives")
+    pairs.append(("DIN, events − DIN, positives", *both))
+    found = []
+    for name, a, b, history in pairs:
+        label, user = answers[history]["label"], answers[history]["user"]
+        for metric in METRICS:
+            interval = paired_bootstrap(label, user, a, b, metric=metric)
+            found.append(
+                {
+                    "pair": name,
+                    "metric": metric,
+                    "estimate": interval.estimate,
+                    "low": interval.low,
+                    "high": interval.high,
+                }
+            )
+    return found
+
+
+def render(report: dict[str, Any]) -> str:
+    """The tables as Markdown."""
+    seeds = len(report["seeds"])
+    lines = []
+    for history, rows in report["tables"].items():
+        lines += [
+            f"History: the newest 50 earlier {history} · mean of {seeds} seed{'s' * (seeds > 1)}",
+            "",
+            "| model | AUC | GAUC | logloss |",
+            "|---|--:|--:|--:|",
+        ]
+        for row in rows:
+            cells = [f"{np.mean(row[metric]):.4f}" for metric in METRICS]
+            lines.append(f"| {row['model']} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += ["| paired difference | AUC | GAUC | logloss |", "|---|--:|--:|--:|"]
+    by_pair: dict[str, list[str]] = {}
+    for entry in report["differences"]:
+        text = f"{entry['estimate']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
+        by_pair.setdefault(entry["pair"], []).append(text)
+    lines += [f"| {pair} | {' | '.join(cells)} |" for pair, cells in by_pair.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
