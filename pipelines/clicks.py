@@ -460,8 +460,8 @@ def item_counts(judge: ClickJudge) -> Any:
 def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Module | ItemUserMeans]:
     """Item + user mean, logistic regression, and the same network with mean pooling.
 
-    The two that are trained see the run's own training settings; they come from the cache where it
-    has them.
+    The two that are trained see the run's own training settings, but that logistic regression is
+    not regularised; they come from the cache where it has them.
 
     Args:
         config: of the run.
@@ -496,8 +496,13 @@ def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Modu
                 initial_scale=model.initial_scale,
             )
         )
+    # What holds 32-wide embeddings would crush a single weight each: no straw man.
+    unregularised = CrossEntropyConfig("cross_entropy", l2=0.0, mini_batch_aware=0.0)
     for kind in kinds:
-        beside[RANKERS[kind.name]] = trained_baseline(replace(config, model=kind), judge)
+        linear = isinstance(kind, LogisticRegressionConfig)
+        objective = unregularised if linear else config.objective
+        own = replace(config, model=kind, objective=objective)
+        beside[RANKERS[kind.name]] = trained_baseline(own, judge)
     return beside
 
 
