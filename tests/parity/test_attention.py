@@ -38,19 +38,19 @@ def test_multi_head_attention(causal: bool) -> None:
     copy_attention(ours, theirs)
     batch = batch_of([[1] * L, [1] * 3])
     packed = batch.packed_T
-    x_BLD = torch.randn(2, L, D)
+    asks_BLD, x_BLD = torch.randn(2, 2, L, D)
     hidden = torch.ones(L, L, dtype=torch.bool).triu(1) if causal else None
     expected, expected_weights = theirs(
-        x_BLD,
+        asks_BLD,
         x_BLD,
         x_BLD,
         key_padding_mask=~batch.valid_BL,
         attn_mask=hidden,
         average_attn_weights=False,
     )
-    x_TD = x_BLD.flatten(0, 1)[packed]
+    asks_TD, x_TD = asks_BLD.flatten(0, 1)[packed], x_BLD.flatten(0, 1)[packed]
     weights: list[Tensor] = []
-    for got in (ours(x_TD, x_TD, batch, packed), ours(x_TD, x_TD, batch, packed, weights)):
+    for got in (ours(asks_TD, x_TD, batch, packed), ours(asks_TD, x_TD, batch, packed, weights)):
         torch.testing.assert_close(got, expected.flatten(0, 1)[packed])
     torch.testing.assert_close(weights[0][0], expected_weights[0])
 
@@ -78,3 +78,17 @@ def test_transformer_layer(
     expected = theirs.train()(x_BLD, src_mask=hidden)
     got = ours(x_BLD.flatten(0, 1), batch, batch.packed_T)
     torch.testing.assert_close(got, expected.flatten(0, 1))
+
+
+@torch.no_grad()
+def test_input_norm_is_the_authors_form() -> None:
+    torch.manual_seed(2)
+    ours = AttentionLayer(D, H, 20, 0.0, norm="input")
+    randomise(ours)
+    batch = batch_of([[1] * L, [1] * 3])
+    x_TD = torch.randn(L + 3, D)
+    asks_TD = ours.attention_norm(x_TD)  # keys and values stay as they came
+    attended_TD = asks_TD + ours.attention(asks_TD, x_TD, batch, batch.packed_T)
+    normed_TD = ours.feed_forward_norm(attended_TD)
+    expected = normed_TD + ours.feed_forward(normed_TD)
+    torch.testing.assert_close(ours(x_TD, batch, batch.packed_T), expected)
