@@ -20,6 +20,12 @@ def test_rate_and_expectation(rate: float) -> None:
     assert kept == pytest.approx(1 / (1 - exact))
 
 
+def test_the_highest_rate_keeps_one_in_256() -> None:
+    torch.manual_seed(5)
+    kept = Dropout(0.999)(torch.ones(100_000)).unique().tolist()
+    assert kept == [0, 256]
+
+
 def test_elements_are_independent() -> None:
     torch.manual_seed(1)
     keep = (Dropout(0.5)(torch.ones(800_000)) > 0).double() - 0.5
