@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recsys.histories.batches import TrainingBatches, history_batch
@@ -24,6 +24,7 @@ def store_of(lengths: list[int]) -> HistoryStore:
     max_length=st.integers(1, 12),
     epoch=st.integers(0, 3),
 )
+@example(lengths=[2, 2, 9], budget=1, max_length=8, epoch=0)  # one history holds most tokens
 def test_every_pair_once_per_epoch(
     lengths: list[int], budget: int, max_length: int, epoch: int
 ) -> None:
@@ -60,7 +61,17 @@ def test_epochs_differ_and_seeds_differ_and_both_repeat() -> None:
     assert first(0, 0) != first(1, 0)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 7])
+def test_histories_meet_others_and_lengths_come_in_any_order() -> None:
+    store = store_of([3 + i % 20 for i in range(200)])
+    batches = TrainingBatches(store, store.lengths, 30, 100, seed=0)
+    plans = [batches.plan(epoch) for epoch in (0, 1)]
+    company = [{frozenset(rows.tolist()) for rows in plan} for plan in plans]
+    assert len(company[0] & company[1]) < len(plans[0]) / 2
+    longest = [batches.lengths[rows].max() for rows in plans[0]]
+    assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 7, 12])
 def test_goes_on_where_it_stopped(stop: int) -> None:
     store = store_of([4 + i % 5 for i in range(40)])
 
@@ -69,9 +80,10 @@ def test_goes_on_where_it_stopped(stop: int) -> None:
 
     whole = make()
     expected = [t.tolist() for _ in range(2) for _, t in whole]
+    assert whole.state_dict() == {"epoch": 2, "next_batch": 0}
     part = make()
-    iterator = iter(part)
-    got = [next(iterator)[1].tolist() for _ in range(stop)]
+    iterator = (t.tolist() for _ in range(2) for _, t in part)
+    got = [next(iterator) for _ in range(stop)]
     other = make()
     other.load_state_dict(part.state_dict())
     while len(got) < len(expected):
@@ -97,6 +109,7 @@ def test_small_logs_have_steps_too() -> None:
     assert len(batches) == 20
     assert sum(len(targets) for _, targets in batches) == 400
     assert len(TrainingBatches(store, store.lengths, 8, 6400, seed=0, minimum_batches=99)) == 50
+    assert len(TrainingBatches(store, store.lengths, 8, 150, seed=0)) == 3  # 400 tokens, rounded up
 
 
 def test_history_is_the_newest_events_before_the_end() -> None:
@@ -104,12 +117,15 @@ def test_history_is_the_newest_events_before_the_end() -> None:
     batch = history_batch(store, np.array([0, 1, 1]), np.array([5, 1, 0]), max_length=3)
     assert batch.items_BL.tolist() == [[3, 4, 5], [11, 0, 0], [0, 0, 0]]
     assert batch.lengths_B.tolist() == [3, 1, 0]
+    assert batch.times_BL is None
 
 
 def test_nothing_to_learn_from_is_said() -> None:
     store = store_of([1, 1])
     with pytest.raises(ValueError, match="nobody has two training events"):
         TrainingBatches(store, store.lengths, 4, 10, seed=0)
+    with pytest.raises(ValueError, match="tokens_per_batch must be at least 1, not 0"):
+        TrainingBatches(store_of([3]), np.array([3]), 4, 0, seed=0)
 
 
 def test_times_stand_where_their_events_stand() -> None:

@@ -38,6 +38,14 @@ def test_leave_one_out_laws(lengths: list[int], asked: int | None, seed: int) ->
     assert split.test.users.tolist() == eligible
     assert len(split.validation) == min(len(eligible), asked or len(eligible))
     assert set(split.validation.users.tolist()) <= set(eligible)
+    assert split.protocol == "loo"
+    assert split.counts == {
+        "users": store.users,
+        "users_only_training": store.users - len(eligible),
+        "training_events": split.training_ends.sum(),
+        "validation_questions": len(split.validation),
+        "test_questions": len(split.test),
+    }
     nothing_is_lost_or_doubled(store, split)
 
 
