@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from recsys.testing import planted_log
 from recsys.training.callbacks import TrainingDiverged
 from recsys.training.fit import CheckpointError, Fitted, fit
 from recsys.training.next_item_task import NextItemTask
-from recsys.training.reporting import Silent
+from recsys.training.precision import Precision
 
 
 class Killed(Exception):
@@ -37,6 +39,9 @@ class Trial:
         self.batches = TrainingBatches(self.store, self.split.training_ends, 40, 215, seed=seed)
         self.checkpoint = folder / "last.ckpt"
         self.scores: list[float] = []
+        self.losses: list[float] = []
+        self.reported: list[tuple[int, dict[str, float]]] = []
+        self.said: list[str] = []
         self.steps = 0
         self.kill_at: int | None = None
         self.average_weights = 0.0
@@ -46,7 +51,10 @@ class Trial:
         self.steps += 1
         if self.steps == self.kill_at:
             raise Killed
-        return full_softmax(hidden_TD, table_VD, targets_T)
+        assert self.model.training
+        loss = full_softmax(hidden_TD, table_VD, targets_T)
+        self.losses.append(loss.item())
+        return loss
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         ranking = rank(model, self.store, self.split.validation, filter_seen=False, k=5)  # type: ignore[arg-type]
@@ -54,12 +62,21 @@ class Trial:
         self.scores.append(score)
         return {"val/score": score}
 
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self.reported.append((step, dict(values)))
+
+    @property
+    def epochs(self) -> list[tuple[int, dict[str, float]]]:
+        return [(epoch, values) for epoch, values in self.reported if "train/loss" in values]
+
     def fit(
         self,
         epochs: int,
         resume: Path | None = None,
         patience: int | None = None,
         seconds: float = 0.0,  # a checkpoint after every batch
+        every: int = 1,
+        precision: Precision = "32",
     ) -> Fitted:
         task = NextItemTask(
             self.model,
@@ -77,12 +94,13 @@ class Trial:
             monitor="val/score",
             max_epochs=epochs,
             patience=patience,
-            validate_every=1,
-            precision="32",
+            validate_every=every,
+            precision=precision,
             checkpoint=self.checkpoint,
             resume=resume,
-            reporter=Silent(),
+            reporter=self,
             progress=False,
+            say=self.said.append,
             checkpoint_seconds=seconds,
             smaller_is_better=self.smaller_is_better,
             average_weights=self.average_weights,
@@ -120,6 +138,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     done = kill_at - 1 if seconds == 0 else (kill_at - 1) // steps_per_epoch * steps_per_epoch
     assert second.steps == 3 * steps_per_epoch - done
     assert first.scores + second.scores == whole.scores
+    assert first.epochs + second.epochs == whole.epochs
     assert (got.best_epoch, got.best_score) == (expected.best_epoch, expected.best_score)
     assert len(set(whole.scores)) == 3  # so that equal scores mean something
     last, expected_last = (torch.load(t.checkpoint, weights_only=True) for t in (second, whole))
@@ -143,7 +162,7 @@ def test_the_best_weights_are_kept_not_the_last(tmp_path: Path) -> None:
     def validate(model: nn.Module) -> Mapping[str, float]:
         assert not model.training
         kept.append(model.item_table().clone())  # type: ignore[operator]
-        return {"val/score": [0.1, 0.5, 0.3, 0.4, 0.6][len(kept) - 1]}
+        return {"val/score": [0.1, 0.5, 0.5, 0.4, 0.6][len(kept) - 1]}
 
     trial.validate = validate  # type: ignore[method-assign]
     fitted = trial.fit(5, patience=2)
@@ -187,6 +206,42 @@ def test_averaged_weights_are_what_is_validated_and_kept(tmp_path: Path) -> None
     assert torch.equal(trial.model.item_table(), validated[1])
 
 
+def test_every_epoch_is_reported(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    trial.fit(2)
+    (first, one), (second, two) = trial.epochs
+    assert (first, second) == (1, 2)
+    assert one["train/loss"] == pytest.approx(sum(trial.losses[:8]) / 8)
+    assert two["train/loss"] == pytest.approx(sum(trial.losses[8:]) / 8)
+    assert [one["val/score"], two["val/score"]] == trial.scores
+    # 5 steps of warm-up, then down to nothing at step 16.
+    assert one["train/learning_rate"] == pytest.approx(3e-3 * 8 / 11)
+    assert two["train/learning_rate"] == 0
+    steps = [(step, values) for step, values in trial.reported if "train/loss_step" in values]
+    assert steps == [(n, {"train/loss_step": trial.losses[n - 1]}) for n in (1, 11)]
+    assert [line.partition("  ")[0] for line in trial.said] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_validation_every_other_epoch_and_after_the_last(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    trial.fit(5, every=2)
+    assert [epoch for epoch, values in trial.epochs if "val/score" in values] == [2, 4, 5]
+    assert len(trial.scores) == 3
+
+
+def test_low_precision_is_taken_when_asked_for(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    seen: set[tuple[bool, torch.dtype]] = set()
+
+    def objective(hidden_TD: Tensor, table_VD: Tensor, targets_T: Tensor) -> Tensor:
+        seen.add((torch.is_autocast_enabled(table_VD.device.type), table_VD.dtype))
+        return full_softmax(hidden_TD, table_VD, targets_T)
+
+    trial.objective = objective  # type: ignore[method-assign]
+    trial.fit(1, precision="bf16")
+    assert seen == {(True, torch.float32)}
+
+
 def test_a_loss_that_is_no_number_stops_at_once(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     trial.objective = lambda h, table, targets: (h * math.nan).sum()  # type: ignore[method-assign]
@@ -206,6 +261,46 @@ def test_bad_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
         Trial(tmp_path, width=16).fit(1, resume=trial.checkpoint)
 
 
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    trial.fit(1)
+    state = torch.load(trial.checkpoint, weights_only=True)
+    state["callbacks"]["Position"]["version"] = 99
+    torch.save(state, trial.checkpoint)
+    with pytest.raises(CheckpointError, match="has format version 99, this release reads 1"):
+        Trial(tmp_path).fit(2, resume=trial.checkpoint)
+
+
+class Code:
+    """Unpickled, makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.mkdir, (self.folder,)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    torch.save({"state_dict": Code(tmp_path / "run")}, trial.checkpoint)
+    with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
+        trial.fit(1, resume=trial.checkpoint)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_cannot_be_finished_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("recsys.training.callbacks.sync", full)
+    with pytest.raises(OSError, match="no space left"):
+        Trial(tmp_path).fit(1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     falling = iter([0.5, 0.4, 0.3, 0.9, 0.9])
@@ -216,9 +311,19 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path) -> None:
     again.validate = trial.validate  # type: ignore[method-assign]
     resumed = again.fit(5, patience=2, resume=trial.checkpoint)
     assert again.steps == 0
-    assert (resumed.best_epoch, resumed.best_score) == (1, 0.5)
+    assert resumed == stopped
     for name, value in trial.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    finished = trial.fit(2)
+    again = Trial(tmp_path, seed=5)
+    again.batches.seed = 0
+    assert again.fit(2, resume=trial.checkpoint) == finished
+    assert again.steps == 0
+    assert torch.equal(again.model.item_table(), trial.model.item_table())
 
 
 def test_a_checkpoint_of_other_batches_is_refused(tmp_path: Path) -> None:
@@ -230,6 +335,16 @@ def test_a_checkpoint_of_other_batches_is_refused(tmp_path: Path) -> None:
         CheckpointError, match="other batches: batches_per_epoch was 8 and is 4 now"
     ):
         other.fit(2, resume=trial.checkpoint)
+    ends = other.split.training_ends
+    another = replace(other.store, manifest={"fingerprint": "b"})
+    for words, batches in (
+        ("seed was 0 and is 7", TrainingBatches(other.store, ends, 40, 215, seed=7)),
+        ("max_length was 40 and is 39", TrainingBatches(other.store, ends, 39, 215, seed=0)),
+        ("store was '' and is 'b'", TrainingBatches(another, ends, 40, 215, seed=0)),
+    ):
+        other.batches = batches
+        with pytest.raises(CheckpointError, match=f"other batches: {words} now"):
+            other.fit(2, resume=trial.checkpoint)
     with pytest.raises(CheckpointError, match=r"has 2 epochs behind it, more than .*max_epochs=1"):
         Trial(tmp_path).fit(1, resume=trial.checkpoint)
 
@@ -251,8 +366,10 @@ def test_ctrl_c_stays_ctrl_c_and_keeps_the_checkpoint(tmp_path: Path) -> None:
         return Trial.validate(trial, model)
 
     trial.validate = interrupted  # type: ignore[method-assign]
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         trial.fit(3)
+    assert signal.getsignal(signal.SIGINT) is before
     assert trial.checkpoint.exists()
     other = Trial(tmp_path)
     other.fit(3, resume=trial.checkpoint)
