@@ -45,6 +45,16 @@ def test_classes_of_strangers_are_not_built(saved: tuple[Path, SASRec]) -> None:
         load_model(folder)
     with pytest.raises(ModelError, match="collections"):
         load_model(folder, trusted_modules=["numpy"])
+    edit(folder, **{"class": "recsystem.Model"})
+    with pytest.raises(ModelError, match="only built from recsys"):
+        load_model(folder)
+
+
+def test_classes_of_trusted_modules_are_built(saved: tuple[Path, SASRec]) -> None:
+    folder, _ = saved
+    edit(folder, **{"class": "torch.nn.modules.linear.Identity", "arguments": {}})
+    with pytest.raises(ModelError, match=r"does not fit torch\.nn\.modules\.linear\.Identity"):
+        load_model(folder, trusted_modules=["torch"])
 
 
 @pytest.mark.parametrize(
@@ -52,7 +62,10 @@ def test_classes_of_strangers_are_not_built(saved: tuple[Path, SASRec]) -> None:
     [
         ({"class": "recsys.models.next_item.sasrec.SASReck"}, "cannot be built here"),
         ({"arguments": {**ARGUMENTS, "widht": 3}}, "cannot be built here.*widht"),
+        ({"class": "recsys.models.next_item.sasrek.SASRec"}, "cannot be built here"),
         ({"arguments": {**ARGUMENTS, "width": 16}}, "does not fit"),
+        ({"arguments": {**ARGUMENTS, "layers": 1}}, "does not fit"),
+        ({"arguments": {**ARGUMENTS, "layers": 3}}, "does not fit"),
         ({"version": 2}, "has format version 2, this release reads 1"),
         ({"format": "zip"}, "is not a recsys-model file, but 'zip'"),
     ],
@@ -72,6 +85,9 @@ def test_missing_and_truncated_files(saved: tuple[Path, SASRec], tmp_path: Path)
         load_model(tmp_path / "nowhere")
     weights = folder / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5])
+    with pytest.raises(ModelError, match="missing or truncated"):
+        load_model(folder)
+    weights.unlink()
     with pytest.raises(ModelError, match="missing or truncated"):
         load_model(folder)
     (folder / "model.json").write_text("{")
