@@ -82,6 +82,7 @@ def test_the_table_and_the_way_to_the_run(trained: tuple[Place, dict[str, Any], 
     heading = next(i for i, line in enumerate(lines) if "test/loo-full-all · 60 questions" in line)
     assert lines[heading + 3].split() == ["model", "HR@10", "NDCG@10", "MRR@10", "coverage@10"]
     assert lines[heading + 5].startswith("SASRec")
+    assert "all items, seen too" in lines[heading + 1]
     assert result["run_id"] in lines[-1] and "mlflow ui --backend-store-uri" in lines[-2]
 
 
@@ -109,8 +110,12 @@ def test_the_run_holds_everything(trained: tuple[Place, dict[str, Any], str]) ->
         "per_question/test/EASE.parquet",
     ):
         assert (folder / name).stat().st_size > 0, name
-    frame = pl.read_parquet(folder / "per_question/test/SASRec.parquet")
+    frame = pl.read_parquet(folder / "per_question/test/SASRec.parquet").sort("user")
     assert len(frame) == 60
+    log = pl.read_parquet(place.folder / "log.parquet")
+    last = log.group_by("user", maintain_order=True).last().sort("user")
+    assert frame["answer"].to_list() == last["item"].to_list()
+    assert frame["history_length"].to_list() == last["at"].to_list()
     assert frame["ndcg_10"].mean() == pytest.approx(
         result["rows"][0]["metrics"]["test/loo-full-all/ndcg_10"], abs=1e-12
     )
@@ -133,7 +138,17 @@ def test_the_run_holds_everything(trained: tuple[Place, dict[str, Any], str]) ->
     assert metrics["test/loo-full-all/hr_10"] == pytest.approx(
         result["rows"][0]["metrics"]["test/loo-full-all/hr_10"]
     )
-    assert {"train/loss", "val/loo-full-all/ndcg_10", "cost/seconds"} <= metrics.keys()
+    assert metrics.keys() >= {
+        "train/loss",
+        "train/loss_step",
+        "train/learning_rate",
+        "val/loo-full-all/ndcg_10",
+        "best_epoch",
+        "best/val/loo-full-all/ndcg_10",
+        "baseline/EASE/val/loo-full-all/ndcg_10",
+        "baseline/EASE/test/loo-full-all/ndcg_10",
+        "cost/seconds",
+    }
     assert params["model.width"] == "8" and params["data.columns.order"] == "at"
     assert {"git.commit", "git.dirty", "store", "protocol"} <= tags.keys()
 
@@ -212,6 +227,7 @@ def test_ctrl_c_then_resume_equals_uninterrupted(
 
     resumed = place.command("train", f"resume={run_id}", "result=out/resumed.json")
     assert resumed.returncode == 0, resumed.stderr
+    assert "epoch 1/60" not in resumed.stdout and "epoch 60/60" in resumed.stdout
     whole = place.command("train", *long, "result=out/whole.json")
     assert whole.returncode == 0, whole.stderr
     a, b = (json.loads((place.folder / f"out/{n}.json").read_text()) for n in ("resumed", "whole"))
@@ -240,6 +256,11 @@ def refused(place: Place, name: str, *arguments: str) -> str:
         (["model.dropout=1.5"], "dropout must be in [0, 1), not 1.5"),
         (["trainer.monitor=ndgc_10"], "no metric 'ndgc_10'. Did you mean 'ndcg_10'?"),
         (["trainer.max_epochs=0"], "trainer.max_epochs must be at least 1, not 0"),
+        (["trainer.validate_every=0"], "trainer.validate_every must be at least 1, not 0"),
+        (["trainer.patience=0"], "trainer.patience must be null or at least 1, not 0"),
+        (["trainer.weight_decay=-1"], "trainer.weight_decay must not be negative, not -1"),
+        (["trainer.learning_rate=0"], "trainer.learning_rate must be positive, not 0"),
+        (["seed=-1"], "seed must not be negative, not -1"),
         (["evaluation.ks=[0]"], "evaluation.ks must hold cut-offs from 1"),
         (["resume=no/such.ckpt"], "resume=no/such.ckpt: there is no such file"),
         (["result=home"], "result=home is a folder"),
