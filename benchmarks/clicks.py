@@ -91,11 +91,15 @@ def main() -> None:
 def gather(run_ids: list[str]) -> Answers:
     """The answers of one table's runs, row by row in the same order."""
     answers: dict[str, list[np.ndarray]] = {}
+    first: pl.DataFrame | None = None
     for run_id in run_ids:
         info = load_run(tracking_uri(), run_id)
         for model in MODELS:
             frame = pl.read_parquet(info.artifact(f"per_question/test/{model}.parquet"))
             answers.setdefault(model, []).append(frame["score"].to_numpy())
+            rows = frame.select("user", "item", "label")
+            assert first is None or rows.equals(first), "every file asks the same rows"
+            first = rows
             answers["user"] = [frame["user"].to_numpy()]
             answers["label"] = [frame["label"].to_numpy()]
     own = {name: np.stack(rows) for name, rows in answers.items()}

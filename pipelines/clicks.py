@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.checking import ConfigError, nearest
-from pipelines.judging import make_split, say, show_progress
+from pipelines.judging import digest_of, make_split, say, show_progress
 from pipelines.paths import cache_dir
 from pipelines.schemas import (
     ClickEvaluationConfig,
@@ -21,6 +21,7 @@ from pipelines.schemas import (
     CrossEntropyConfig,
     DataConfig,
     DINConfig,
+    LeaveOneOutConfig,
     LogisticRegressionConfig,
     MeanPoolingConfig,
     ObjectiveConfig,
@@ -43,7 +44,12 @@ if TYPE_CHECKING:
     from recsys.training.reporting import Reporter
 
 CLICK_BASELINE_VERSION = 1
-SMALLER_IS_BETTER = ("logloss", "normalised_entropy", "calibration_error")
+SMALLER_IS_BETTER = (
+    "logloss",
+    "normalised_entropy",
+    "calibration_error",
+    "calibration_error_mass",
+)
 RANKERS = {
     "din": "DIN",
     "mean_pooling": "Mean pooling",
@@ -121,7 +127,7 @@ class ClickJudge:
             questions.labels,
             probabilities,
             questions.users,
-            questions.requests if bool((questions.requests >= 0).all()) else None,
+            questions.requests,
             ks=self.evaluation.ks,
             weighting=self.evaluation.gauc_weighting,
             bins=self.evaluation.calibration_bins,
@@ -280,6 +286,9 @@ def _shown_clicks(split: SplitConfig, questions: ClicksConfig, store: HistorySto
         )
     usual = TimeConfig("time", 0.8, 0.9, "last", "asked")
     ignored = {"questions.skip_first": (questions.skip_first, 0)}
+    if isinstance(split, LeaveOneOutConfig):
+        ignored["split.validation_users"] = (split.validation_users, 1024)  # type: ignore[assignment]
+        ignored["split.seed"] = (split.seed, 0)
     if isinstance(split, TimeConfig):
         ignored["split.target"] = (split.target, usual.target)  # type: ignore[assignment]
         ignored["split.new_users"] = (split.new_users, usual.new_users)  # type: ignore[assignment]
@@ -444,7 +453,7 @@ def item_counts(judge: ClickJudge) -> Any:
     """Tensor [V]: how often each item occurs in the training questions, with the histories."""
     import torch
 
-    view, training = judge.split.view, judge.split.training
+    view, training = judge.split.view, judge.split.training_questions(0)
     # A history is a slice of the view: +1 where it begins, −1 where it ends, summed along the view.
     ends = view.offsets[training.users] + training.history_ends
     begins = ends - np.minimum(training.history_ends, judge.max_length)
@@ -513,6 +522,10 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
     from recsys.training.saved_model import ModelError, load_model, save_model
 
     model_config, trainer = config.model, config.trainer
+    cut = trainer.monitor.rpartition("_")[2]
+    if trainer.monitor.startswith("request_") and int(cut) not in judge.evaluation.ks:
+        ks = sorted({*judge.evaluation.ks, int(cut)})  # what chooses need not be reported
+        judge = replace(judge, evaluation=replace(judge.evaluation, ks=ks))
     assert model_config.name != "sasrec" and isinstance(trainer, ClickTrainerConfig)
     identity = ClickBatches(
         judge.split,
@@ -525,11 +538,14 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
     made_from = {
         "version": CLICK_BASELINE_VERSION,
         "batches": identity,
+        "questions_asked": [
+            digest_of(judge.split.training_questions(0)),
+            digest_of(judge.split.validation),
+        ],
         "features": judge.features.to_json(),
         "model": asdict(model_config),
         "objective": asdict(config.objective),
         "trainer": asdict(trainer),
-        "split": asdict(config.split),
         "questions": asdict(config.questions),
         "evaluation": [judge.evaluation.gauc_weighting, judge.evaluation.calibration_bins],
     }
@@ -559,6 +575,9 @@ def click_columns(judge: ClickJudge) -> dict[str, str]:
         "normalised_entropy": "NE",
         "calibration_error": "ECE",
     }
+    if bool((judge.split.test.requests >= 0).any()):
+        k = 10 if 10 in judge.evaluation.ks else max(judge.evaluation.ks)
+        labels |= {f"request_ndcg_{k}": f"NDCG@{k}", f"request_mrr_{k}": f"MRR@{k}"}
     return {judge.name("test", metric): label for metric, label in labels.items()}
 
 

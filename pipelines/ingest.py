@@ -131,6 +131,14 @@ def _extras(data: DataConfig, path: str) -> Extras:
     names: dict[str, list[str]] = {"user": [], "item": []}
     for name, feature in data.features.items():
         if not isinstance(feature, RecencyConfig | HourOfWeekConfig):
+            told = {data.columns.label, data.columns.rating} - {None}
+            if data.impressions is not None:
+                told = {data.impressions.columns.label}
+            if feature.of == "context" and feature.column in told:
+                raise LogError(
+                    f"data.features.{name}: '{feature.column}' is the answer, which nobody knows "
+                    "when the question is asked; of=event gives it to past events"
+                )
             columns[feature.of][feature.column] = f"data.features.{name}.column"
             names.setdefault(feature.of, []).append(name)
     tables: dict[str, SideTable] = {}

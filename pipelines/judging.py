@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from recsys.evaluation.ranking import Encoder, Scorer
-    from recsys.histories.clicks import ClickSplit
+    from recsys.histories.clicks import ClickQuestions, ClickSplit
     from recsys.histories.questions import Questions, Split
     from recsys.histories.store import HistoryStore
     from recsys.models.baselines.tuning import Baseline
@@ -209,11 +209,12 @@ def baselines(judge: Judge, monitor: str, repeats: bool) -> list[Baseline]:
     return models
 
 
-def digest_of(questions: Questions) -> str:
+def digest_of(questions: Questions | ClickQuestions) -> str:
     """Identity of what is asked."""
     digest = hashlib.sha256()
-    for array in dataclasses.astuple(questions):
-        digest.update(array.tobytes())
+    for field in dataclasses.fields(questions):
+        array = getattr(questions, field.name)
+        digest.update(b"none" if array is None else array.tobytes())
     return digest.hexdigest()
 
 

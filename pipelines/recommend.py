@@ -68,14 +68,22 @@ def run(config: RecommendConfig) -> None:
 
     store = open_store(make_store(data, accept))
     split = make_split(trained.split, store) if config.history == "test" else None
-    people, asked = find_people(config, data, store, None if split is None else split.test)
+    clicks = isinstance(trained.questions, ClicksConfig)
+    if clicks and config.history == "test" and store.impressions is not None:
+        raise ConfigError(
+            "history=test: the questions of this run are impressions, which are cut by request and "
+            "not by event; take history=all"
+        )
+    asked_at = None if split is None else split.test
+    people, asked = find_people(config, data, store, asked_at, clicks)
     candidates, restricted = find_candidates(config, data, store.item_vocabulary)
     filter_seen = config.filter_seen
     if filter_seen is None:
         # Click tables do not rank the catalogue, so nothing there says it.
         filter_seen = getattr(trained.evaluation, "filter_seen", True) and not data.repeats
     popularity_V = event_counts(store, None if split is None else split.training_ends)
-    if isinstance(trained.questions, ClicksConfig):
+    if clicks:
+        assert isinstance(trained.questions, ClicksConfig)
         from recsys.histories.features import FittedFeatures
         from recsys.serving.rankers import RankerScorer
         from recsys.training.saved_model import load_model
@@ -90,8 +98,7 @@ def run(config: RecommendConfig) -> None:
             scorer,  # type: ignore[arg-type]  # its batches are its own
             store.item_vocabulary,
             name=described["name"],
-            popularity_V=popularity_V,
-            candidates_C=candidates,
+            candidates_C=candidates,  # no popularity list: a ranker reads more than the history
             tie_seed=config.tie_seed,
             make_batch=scorer.make_batch,
         )
@@ -198,7 +205,7 @@ def trained_run(config: RecommendConfig) -> tuple[RunInfo, TrainConfig]:
 
 
 def find_people(
-    config: RecommendConfig, data: DataConfig, store: HistoryStore, questions: Any
+    config: RecommendConfig, data: DataConfig, store: HistoryStore, questions: Any, clicks: bool
 ) -> tuple[People, dict[str, Any]]:
     """Whom to answer, and what says so in the parts' identity. What is left out is said.
 
@@ -207,6 +214,7 @@ def find_people(
         data: of the store.
         store: the model's own.
         questions: the test questions if `history` asks for them.
+        clicks: whether the model is a ranker, which reads labels too.
     """
     import numpy as np
 
@@ -215,8 +223,9 @@ def find_people(
     from recsys.serving.people import NewPeople, StoredPeople, first_questions
 
     if config.histories is not None:
-        theirs = histories_config(data, config.histories)
-        people = NewPeople(open_store(make_store(theirs)), store.item_vocabulary)
+        people = NewPeople(
+            open_store(their_store(data, config.histories, clicks)), store.item_vocabulary
+        )
         if skipped := people.counts["events_unknown"]:
             say(
                 f"{skipped:,} of {people.store.events:,} events are skipped: they are on "
@@ -240,14 +249,28 @@ def find_people(
     return StoredPeople(store, users, ends), asked
 
 
-def histories_config(data: DataConfig, path: str) -> DataConfig:
+def their_store(data: DataConfig, path: str, clicks: bool) -> Path:
+    """The store of other people's events; without labels if they have none, which is said."""
+    from recsys.logs.errors import LogError
+
+    try:
+        return make_store(histories_config(data, path, clicks))
+    except LogError as error:
+        if not clicks or data.positive_only or "data.columns.label" not in str(error):
+            raise
+    say(f"{path} has no column '{data.columns.label}': all of its events count as taken")
+    return make_store(histories_config(data, path, clicks=False))
+
+
+def histories_config(data: DataConfig, path: str, clicks: bool) -> DataConfig:
     """The settings that read other people's events as the model's own were read.
 
     What makes an event stays as it was; whose events count, and from when, does not. Columns that
     say nothing to a model of item histories need not be there.
     """
     by_rating = data.minimum_rating is not None
-    labels_from_ratings = data.positive_only and data.label_from_rating is not None
+    labels = data.positive_only or clicks  # a ranker reads them as behaviour
+    labels_from_ratings = labels and data.label_from_rating is not None
     return dataclasses.replace(
         data,
         name="histories",
@@ -256,9 +279,9 @@ def histories_config(data: DataConfig, path: str) -> DataConfig:
         columns=dataclasses.replace(
             data.columns,
             rating=data.columns.rating if by_rating or labels_from_ratings else None,
-            label=data.columns.label if data.positive_only else None,
+            label=data.columns.label if labels else None,
         ),
-        label_from_rating=data.label_from_rating if data.positive_only else None,
+        label_from_rating=data.label_from_rating if labels else None,
         users=None,
         users_key=None,
         items=None,

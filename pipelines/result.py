@@ -40,13 +40,18 @@ def write_result(
         path: the file, `result=` of every command.
         run_id: of the MLflow run, None where there is none.
         seconds: the command took.
-        rows: `{"model": name, "metrics": {name: value}}` each.
+        rows: `{"model": name, "metrics": {name: value}}` each; a metric that is not defined (NaN)
+            is written as null.
         more: further top-level keys of this command.
     """
     from recsys.logs.files import write_text
 
     if path is None:
         return
+    rows = [
+        {**row, "metrics": {k: None if v != v else v for k, v in row["metrics"].items()}}
+        for row in rows
+    ]
     table = {
         "run_id": run_id,
         "seconds": round(seconds, 3),

@@ -348,7 +348,7 @@ class ClicksConfig:
         negatives_per_positive: sampled for a log that holds positives only; null samples none.
         sampling: "uniform" over the catalogue, or by "popularity" in training.
         user_id: whether the user as such is a field.
-        seed: of the sampled negatives of validation and test; not the run's seed, so that runs of
+        seed: of the sampled negatives; not the run's seed, so that runs of
             several seeds answer the same questions.
     """
 
@@ -418,7 +418,7 @@ class CrossEntropyConfig:
 
     Attributes:
         name: of the objective.
-        l2: weight of `occurrence_decay`.
+        l2: weight of `OccurrenceDecay`.
         mini_batch_aware: weight of `MiniBatchAware`, DIN's own.
     """
 

@@ -69,6 +69,7 @@ from pipelines.schemas import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from recsys.histories.store import HistoryStore
     from recsys.tracking.run import TrackedRun
     from recsys.training.fit import Fitted
     from recsys.training.next_item_task import Objective
@@ -169,9 +170,17 @@ def click_job(config: TrainConfig) -> ClickJudge:
     check_click_evaluation(evaluation, config.trainer.monitor)
     check_regularisers(config.objective)
     make_ranker(model, 2, {}, config.seed)  # wrong arguments: said at once
-    folder = make_store(
-        config.data, accept=lambda store: make_click_split(config.split, questions, store)
-    )
+    monitor = config.trainer.monitor
+
+    def accept(store: HistoryStore) -> None:
+        requests = make_click_split(config.split, questions, store).validation.requests
+        if monitor.startswith("request_") and not bool((requests >= 0).any()):
+            raise ConfigError(
+                f"trainer.monitor={monitor}: the log has no requests; take auc, or name them in "
+                "data.impressions.columns.request"
+            )
+
+    folder = make_store(config.data, accept)
     from recsys.histories.store import open_store
 
     judge = click_judge(config, open_store(folder))

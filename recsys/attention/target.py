@@ -111,8 +111,8 @@ class TargetAttention(nn.Module):
         _choice("combine_heads", combine, ("concatenate", "average"))
         if scale_by_length and normalize == "softmax":
             raise ValueError(
-                "scale_by_length=true has no meaning with normalize=softmax, whose weights sum to "
-                "one whatever the length; leave one of them out"
+                "normalize=softmax takes scale_by_length=false: its weights sum to one whatever "
+                "the length"
             )
         if heads < 1:
             raise ValueError(f"heads must be at least 1, not {heads}")

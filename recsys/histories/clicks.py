@@ -205,7 +205,7 @@ def click_split(
                 f"{counts['unlabelled_events']:,} candidates have no label"
             )
         stages[name] = questions
-    _check_negatives(stages["training"], store, negatives)
+    _check_negatives(stages, store, negatives)
     protocol = f"{split.protocol}-{history}"
     in_words = f"{split.in_words}; history: the earlier {history}"
     if negatives is not None:
@@ -336,21 +336,24 @@ def check_classes(training: ClickQuestions, setting: str, remedy: str = "") -> N
 
 
 def _check_negatives(
-    training: ClickQuestions, store: HistoryStore, negatives: NegativeSampler | None
+    stages: dict[str, ClickQuestions], store: HistoryStore, negatives: NegativeSampler | None
 ) -> None:
     """Negatives come from the log or from sampling, and not from both."""
-    taken = int(np.count_nonzero(training.labels))
+    training = stages["training"]
     if negatives is None:
         if store.labels is None:
             raise SplitError(
                 "the log has no labels, so every event is a positive and there is nothing to tell "
                 "it from: name the column in data.columns.label, or sample negatives"
             )
-        remedy = ", or sample negatives" if taken else ""
+        remedy = ", or sample negatives" if training.labels.any() else ""
         check_classes(training, "data.columns.label", remedy)
-    elif taken < len(training):
+        return
+    total = sum(len(questions) for questions in stages.values())
+    taken = sum(int(np.count_nonzero(questions.labels)) for questions in stages.values())
+    if taken < total:
         raise SplitError(
-            f"the log has negatives of its own ({len(training) - taken:,} of {len(training):,} "
-            "training candidates have label 0), so none are sampled: leave negatives out, or "
-            "ingest with data.positive_only=true"
+            f"the log has negatives of its own ({total - taken:,} of {total:,} candidates have "
+            "label 0), so none are sampled: leave negatives out, or ingest with "
+            "data.positive_only=true"
         )

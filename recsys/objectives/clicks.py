@@ -52,8 +52,8 @@ class OccurrenceDecay(nn.Module):
         candidates_I, histories_I = occurrences(batch)
         shares_I = candidates_I / candidates_I.sum() + histories_I / histories_I.sum().clamp(min=1)
         penalty = shares_I @ inputs.items(batch.item_ids_I).square().sum(-1)
-        for name, field in inputs.user_fields.items():
-            values = batch.user_fields[name]
+        for key, field in inputs.user_fields.items():
+            values = batch.user_fields[key[:-1]]
             vectors = field(values, bag=values.ndim == 2)
             penalty = penalty + vectors.square().sum(-1).mean()
         return self.weight * penalty

@@ -47,6 +47,10 @@ class TrainingDiverged(ValueError):
     """The loss is no longer a number."""
 
 
+class UndefinedMonitor(ValueError):
+    """The metric that should choose has no value on these questions."""
+
+
 class ChooseOnValidation(lightning.Callback):
     """Validates after every epoch, keeps the best weights, stops when nothing improves.
 
@@ -134,6 +138,12 @@ class ChooseOnValidation(lightning.Callback):
                 with torch.inference_mode():
                     scores = dict(self.validate(module.model))
                 score = scores[self.monitor]
+                if math.isnan(score):
+                    raise UndefinedMonitor(
+                        f"{self.monitor} is not defined on the validation questions, so it cannot "
+                        "choose the weights: take another trainer.monitor (auc, logloss), or a "
+                        "split that asks several candidates of a user"
+                    )
                 if self.smaller_is_better:
                     better = score < self.best_score
                 else:

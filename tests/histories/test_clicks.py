@@ -217,7 +217,7 @@ def test_options_that_mean_nothing_are_refused() -> None:
     store = store_of([6, 6], [0, 1] * 6)
     split = split_of(store)
     sampler = NegativeSampler(store, split.training_ends, "uniform", 1, seed=0)
-    with pytest.raises(SplitError, match=r"negatives of its own \(4 of 8.*positive_only=true"):
+    with pytest.raises(SplitError, match=r"negatives of its own \(6 of 12.*positive_only=true"):
         click_split(store, split, history="events", negatives=sampler)
     with pytest.raises(SplitError, match="skip_first must be at least 0, not -1"):
         click_split(store, split, history="events", skip_first=-1)

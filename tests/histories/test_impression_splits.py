@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from recsys.histories.clicks import ClickSplit, click_split
 from recsys.histories.impression_splits import impressions_by_time, impressions_by_user
-from recsys.histories.impressions import Impressions, events_before
+from recsys.histories.impressions import Impressions, history_ends_at
 from recsys.histories.questions import Questions, Split, SplitError
 from recsys.histories.store import HistoryStore
 
@@ -35,7 +35,7 @@ def store_of(shown: list[Row], labels: list[int] | None = None) -> HistoryStore:
         labels=clicked.astype(np.int8),
         times=times,
         requests=requests,
-        history_ends=events_before(store.offsets, store.times, users, times),
+        history_ends=history_ends_at(store.offsets, store.times, users, times),
     )
     return replace(store, impressions=impressions)
 

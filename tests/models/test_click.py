@@ -121,7 +121,7 @@ def test_the_answer_is_not_among_the_inputs_of_a_candidate() -> None:
         ({"layers": 2, "parameter_groups": 3}, "parameter_groups must be null or from 1 to 2"),
         ({"score": "cosine"}, "score must be one of additive, dot, bilinear, not 'cosine'"),
         ({"normalize": "max"}, "normalize must be one of none, softmax, sigmoid, not 'max'"),
-        ({"normalize": "softmax"}, "scale_by_length=true has no meaning with normalize=softmax"),
+        ({"normalize": "softmax"}, "normalize=softmax takes scale_by_length=false"),
         ({"combine_heads": "sum"}, "combine_heads must be one of concatenate, average"),
         ({"attention_units": 0}, "attention_units must be at least 1, not 0"),
         ({"hidden": [8, 0]}, "hidden must hold widths from 1, not [8, 0]"),

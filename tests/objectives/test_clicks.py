@@ -13,7 +13,7 @@ def example() -> tuple[MeanPooling, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     model = MeanPooling(10, **CLICK_FIELDS, max_length=5, width=4, initial_scale=1.0)
     items_V = model.inputs.items.weight.square().sum(1)
-    users = model.inputs.user_fields["user_id"].table.weight.square().sum(1)
+    users = model.inputs.user_fields["user_id_"].table.weight.square().sum(1)
     return model, items_V, users
 
 

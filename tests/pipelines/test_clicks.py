@@ -1,4 +1,4 @@
-"""Rankers through the real commands: trained, evaluated, resumed, refused."""
+"""Rankers through the real commands: trained, evaluated, recommended from, refused."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipelines.entry import compose
+from pipelines.recommend import run as recommend
+from pipelines.schemas import RecommendConfig, TrainConfig
+from pipelines.train import run
 from recsys.testing import planted_clicks
-from tests.pipelines.conftest import Place
+from tests.pipelines.conftest import Place, files_below
 from tests.pipelines.test_train import artifacts, refused
 
 SMALL = [
@@ -28,6 +32,7 @@ SMALL = [
     "trainer.rows_per_batch=200",
     "trainer.minimum_batches=1",
 ]
+RESULT = "result=result.json"
 MODELS = ["DIN", "Item + user mean", "Logistic regression", "Mean pooling"]
 
 
@@ -48,6 +53,35 @@ def write_log(path: Path, users: int = 40, **columns: Any) -> pl.DataFrame:
     )
     frame.write_parquet(path)
     return frame
+
+
+class Here:
+    """A place whose commands run in this process, which saves their imports."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def train(self, *overrides: str) -> dict[str, Any]:
+        """Train; the first row's metrics."""
+        run(compose("train", TrainConfig, [*overrides, "evaluation.baselines=false", RESULT]))
+        (row,) = json.loads((self.folder / "result.json").read_text())["rows"]
+        metrics: dict[str, Any] = row["metrics"]
+        return metrics
+
+    def recommend(self, *overrides: str) -> pl.DataFrame:
+        """The lists for everybody, of the latest run."""
+        given = ["run=latest", "output=top.parquet", *overrides]
+        recommend(compose("recommend", RecommendConfig, given))
+        lists = pl.read_parquet(self.folder / "top.parquet").sort("user", "rank")
+        (self.folder / "top.parquet").unlink()
+        return lists
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECSYS_HOME", str(tmp_path / "home"))
+    return Here(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -127,59 +161,43 @@ def test_unknown_categories_are_counted(trained: tuple[Place, dict[str, Any], st
     )
 
 
-def test_positives_only_get_sampled_negatives(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    write_log(tmp_path / "log.parquet", users=12)
+def test_positives_only_get_sampled_negatives(here: Here) -> None:
+    write_log(here.folder / "log.parquet", users=12)
     plain = [argument for argument in SMALL if "label" not in argument]
-    message = refused(place, "train", *plain)
-    assert "the log has no labels" in message
-    done = place.command(
-        "train",
-        *plain,
-        "questions.negatives_per_positive=2",
-        "questions.sampling=uniform",
-        "evaluation.baselines=false",
-        "result=result.json",
-    )
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
-    assert row["metrics"]["test/clicks-uniform2/questions"] == 12 * 2 * 3
-    assert 0 <= row["metrics"]["test/clicks-uniform2/request_ndcg_5"] <= 1
+    with pytest.raises(ValueError, match="the log has no labels"):
+        here.train(*plain)
+    sampled = ["questions.negatives_per_positive=2", "questions.sampling=uniform"]
+    metrics = here.train(*plain, *sampled)
+    assert metrics["test/clicks-uniform2/questions"] == 12 * 2 * 3
+    assert 0 <= metrics["test/clicks-uniform2/request_ndcg_5"] <= 1
 
 
-def test_impressions_are_asked_where_the_data_has_them(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    events = write_log(tmp_path / "log.parquet", users=12)
+def test_impressions_are_asked_where_the_data_has_them(here: Here) -> None:
+    events = write_log(here.folder / "log.parquet", users=12)
     shown = events.with_columns(
         ts=pl.col("ts") + 1800, request=pl.col("ts") // 7200, clicked="clicked"
     )
-    shown.write_parquet(tmp_path / "shown.parquet")
-    history = [argument for argument in SMALL if "label" not in argument]
+    shown.write_parquet(here.folder / "shown.parquet")
     columns = "data.impressions.columns"
-    done = place.command(
-        "train",
-        *history,
+    metrics = here.train(
+        *[argument for argument in SMALL if "label" not in argument],
         "data.impressions.path=shown.parquet",
         f"{columns}.user=user",
         f"{columns}.item=item",
         f"{columns}.label=clicked",
         f"{columns}.time=ts",
         f"{columns}.request=request",
-        "evaluation.baselines=false",
-        "result=result.json",
     )
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert {"test/clicks-impressions/auc", "test/clicks-impressions/request_mrr_10"} <= (
-        row["metrics"].keys()
+        metrics.keys()
     )
 
 
-def test_labels_as_behaviour_and_stopping_on_a_loss(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    write_log(tmp_path / "log.parquet", users=12)
-    done = place.command(
-        "train",
+def test_labels_as_behaviour_and_stopping_on_a_loss(
+    here: Here, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_log(here.folder / "log.parquet", users=12)
+    here.train(
         *SMALL,
         "questions.history=events",
         "trainer.monitor=logloss",
@@ -188,14 +206,11 @@ def test_labels_as_behaviour_and_stopping_on_a_loss(tmp_path: Path) -> None:
         "model.activation=dice",
         "objective.l2=0",
         "objective.mini_batch_aware=0.01",
-        "evaluation.baselines=false",
-        "result=result.json",
     )
-    assert done.returncode == 0, done.stderr
-    (folder,) = place.home.glob("mlruns/**/model")
+    (folder,) = here.folder.glob("home/mlruns/**/model")
     arguments = json.loads((folder / "model.json").read_text())["arguments"]
     assert arguments["event_fields"] == {"label": 4}
-    assert "val/clicks/logloss" in done.stdout
+    assert "val/clicks/logloss" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -208,6 +223,15 @@ def test_labels_as_behaviour_and_stopping_on_a_loss(tmp_path: Path) -> None:
         (["model.heads=3", "model.score=dot"], "width 4 is not divisible by heads 3"),
         (["objective.mini_batch_aware=1"], "two ways to the same end"),
         (["trainer.average_weights=1"], "trainer.average_weights must be at least 0"),
+        (["trainer.monitor=request_ndcg_5", "evaluation.baselines=false"], "has no requests"),
+        (
+            [
+                "+data.features.c.kind=categorical",
+                "+data.features.c.of=context",
+                "+data.features.c.column=clicked",
+            ],
+            "'clicked' is the answer, which nobody knows",
+        ),
         (["data.columns.label=cliked"], "Did you mean 'clicked'?"),
         (["questions.negatives_per_positive=1"], "the log has negatives of its own"),
         (["data.path=same.parquet"], "all 640 training candidates have label 1"),
@@ -230,19 +254,23 @@ def test_labels_as_behaviour_and_stopping_on_a_loss(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_settings_and_data_are_refused(
-    tmp_path: Path, overrides: list[str], words: str
-) -> None:
-    place = Place(tmp_path)
-    place.home.mkdir()
-    write_log(tmp_path / "log.parquet")
-    write_log(tmp_path / "same.parquet", clicked=1)
-    write_log(tmp_path / "other.parquet", clicked=7)
-    before = place.files
-    done = place.command("train", *SMALL, *overrides)
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr and "Traceback" not in done.stderr
-    assert all("quarantine" in new for new in place.files - before)
+def test_wrong_settings_and_data_are_refused(here: Here, overrides: list[str], words: str) -> None:
+    write_log(here.folder / "log.parquet")
+    write_log(here.folder / "same.parquet", clicked=1)
+    write_log(here.folder / "other.parquet", clicked=7)
+    before = files_below(here.folder)
+    with pytest.raises(ValueError) as caught:
+        run(compose("train", TrainConfig, [*SMALL, *overrides]))
+    assert words in str(caught.value)
+    assert all("quarantine" in new for new in files_below(here.folder) - before)
+
+
+def test_a_monitor_without_a_value_is_refused(here: Here) -> None:
+    write_log(here.folder / "log.parquet", users=12)
+    with pytest.raises(ValueError, match="val/clicks-loo/gauc is not defined on the validation"):
+        here.train(*SMALL, "split=loo", "trainer.monitor=gauc")
+    metrics = here.train(*SMALL, "split=loo")
+    assert metrics["test/clicks-loo/gauc"] is None  # in the table it is a null
 
 
 def test_a_next_item_model_does_not_take_click_groups(tmp_path: Path) -> None:
@@ -264,4 +292,13 @@ def test_recommend_lists_from_a_ranker(trained: tuple[Place, dict[str, Any], str
     new.write_parquet(place.folder / "new.parquet")
     done = place.command("recommend", run, "k=2", "output=new_top.parquet", "histories=new.parquet")
     assert done.returncode == 0, done.stderr
+    assert "new.parquet has no column 'clicked': all of its events count as taken" in done.stdout
     assert len(pl.read_parquet(place.folder / "new_top.parquet")) == 2 * 2
+
+
+def test_new_people_with_the_same_histories_get_the_same_lists(here: Here) -> None:
+    write_log(here.folder / "log.parquet", users=12)
+    here.train(*SMALL, "questions.history=events", "questions.user_id=false")
+    stored = here.recommend("k=4")
+    assert len(stored) == 12 * 4
+    assert here.recommend("k=4", "histories=log.parquet").equals(stored)

@@ -204,7 +204,7 @@ def test_people_never_seen_in_training(place: Place, recommend: Command) -> None
 def test_other_peoples_events_are_read_as_the_models_own() -> None:
     def read(*settings: str) -> DataConfig:
         data = compose("train", TrainConfig, ["data=log", "data.path=x.csv", *settings]).data
-        return histories_config(data, "new.csv")
+        return histories_config(data, "new.csv", clicks=False)
 
     rated = ["data.columns.rating=stars", "data.columns.label=liked"]
     plain = read(*rated, "data.user_core=5", "data.item_core=5", "data.time_until=2020-01-01")

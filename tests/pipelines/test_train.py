@@ -195,7 +195,7 @@ def test_ctrl_c_then_resume_equals_uninterrupted(
     trained: tuple[Place, dict[str, Any], str],
 ) -> None:
     place, _, _ = trained
-    long = [*SMALL, "trainer.max_epochs=60", "trainer.patience=null", "evaluation.baselines=false"]
+    long = [*SMALL, "trainer.max_epochs=20", "trainer.patience=null", "evaluation.baselines=false"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.train", *long],
         cwd=place.folder,
@@ -227,7 +227,7 @@ def test_ctrl_c_then_resume_equals_uninterrupted(
 
     resumed = place.command("train", f"resume={run_id}", "result=out/resumed.json")
     assert resumed.returncode == 0, resumed.stderr
-    assert "epoch 1/60" not in resumed.stdout and "epoch 60/60" in resumed.stdout
+    assert "epoch 1/20" not in resumed.stdout and "epoch 20/20" in resumed.stdout
     whole = place.command("train", *long, "result=out/whole.json")
     assert whole.returncode == 0, whole.stderr
     a, b = (json.loads((place.folder / f"out/{n}.json").read_text()) for n in ("resumed", "whole"))

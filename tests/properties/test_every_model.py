@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import recsys.models.click as click_room
 import recsys.models.next_item as room
 from recsys.batch import HistoryBatch
 from recsys.evaluation.metrics import hit_rate
@@ -24,7 +25,7 @@ from recsys.models.baselines.markov import LastItemMarkov
 from recsys.models.baselines.popularity import Popularity
 from recsys.models.next_item.sasrec import SASRec
 from recsys.objectives.full_softmax import full_softmax
-from recsys.testing import NextItemLaws, planted_log
+from recsys.testing import ClickLaws, NextItemLaws, planted_log
 from recsys.training.optimizer import learning_rate_factor
 
 
@@ -39,13 +40,32 @@ def next_item_models() -> set[str]:
     return found
 
 
+def rankers() -> set[str]:
+    found = set()
+    for file in Path(click_room.__file__).parent.glob("*.py"):
+        module = importlib.import_module(
+            f"{click_room.__name__}.{file.stem}".removesuffix(".__init__")
+        )
+        for name, value in vars(module).items():
+            own = inspect.isclass(value) and value.__module__ == module.__name__
+            if own and issubclass(value, nn.Module):
+                forward = inspect.signature(value.forward)
+                if (
+                    list(forward.parameters)[1:2] == ["batch"]
+                    and forward.return_annotation == "Tensor"
+                ):
+                    found.add(name)
+    return found
+
+
 def models_in_the_kit(folder: Path) -> set[str]:
     """Names called in `build` of the classes that inherit the laws."""
     found = set()
     for file in folder.glob("test_*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ClassDef) and any(
-                isinstance(base, ast.Name) and base.id == NextItemLaws.__name__
+                isinstance(base, ast.Name)
+                and base.id in (NextItemLaws.__name__, ClickLaws.__name__)
                 for base in node.bases
             ):
                 found |= {
@@ -61,6 +81,12 @@ def test_every_model_is_in_the_kit() -> None:
     assert "SASRec" in models
     missing = models - models_in_the_kit(Path(__file__).parents[1] / "models")
     assert not missing, f"{missing} inherit no NextItemLaws in tests/models"
+
+
+def test_every_ranker_is_in_the_kit() -> None:
+    assert rankers() == {"DIN", "MeanPooling", "LogisticRegression"}
+    missing = rankers() - models_in_the_kit(Path(__file__).parents[1] / "models")
+    assert not missing, f"{missing} inherit no ClickLaws in tests/models"
 
 
 class MeanPooling(nn.Module):

@@ -68,7 +68,7 @@ def test_new_people_are_unknown_users_with_the_same_histories() -> None:
     known = scorer.scores(scorer.make_batch(store, np.array([0]), np.array([3])))
     assert not torch.allclose(scores_RV[1, 1:], known[0, 1:])  # who it is matters
     with torch.no_grad():
-        scorer.model.inputs.user_fields["user_id"].table.weight.zero_()
+        scorer.model.inputs.user_fields["user_id_"].table.weight.zero_()
     scores_RV = scorer.scores(scorer.make_batch(new, users, ends))
     known = scorer.scores(scorer.make_batch(store, np.array([0]), np.array([3])))
     torch.testing.assert_close(scores_RV[1, 1:], known[0, 1:])

@@ -14,7 +14,7 @@ Deviations from the paper:
 * Weights are divided by the number of events when `scale_by_length` is set: a sum over 50 events is
   fifty times one over a single event, and the network would have to learn to undo that.
 * Heads, layers, other scores and normalisers are options of `recsys.attention.target`.
-* Mini-batch-aware regularisation is an option of training (`recsys.objectives.click`).
+* Mini-batch-aware regularisation is an option of training (`recsys.objectives.clicks`).
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from recsys.attention.dropout import Dropout
 from recsys.batch import ClickBatch
 
+USER_ID = "user_id"  # the field that is as wide as an item's id
+
 
 class ClickVectors(NamedTuple):
     """A batch as vectors.
@@ -108,9 +110,16 @@ class ClickInputs(nn.Module):
         self.item_width = width + field_width * len(item_fields)
 
         def fields(sizes: dict[str, int], scale: float, own: int | None = None) -> nn.ModuleDict:
-            usual = {name: width if name == "user_id" else field_width for name in sizes}
+            # An underscore behind each name: ModuleDict has attributes such as "type" and "items".
             return nn.ModuleDict(
-                {name: Field(size, own or usual[name], scale) for name, size in sizes.items()}
+                {
+                    f"{name}_": Field(
+                        size,
+                        own or (width if sizes is user_fields and name == USER_ID else field_width),
+                        scale,
+                    )
+                    for name, size in sizes.items()
+                }
             )
 
         self.user_fields = fields(user_fields, initial_scale)
@@ -118,7 +127,7 @@ class ClickInputs(nn.Module):
         self.context_fields = fields(context_fields, initial_scale)
         self.event_shifts = fields(event_fields, initial_scale, self.item_width)
         self.event_stretches = fields(event_fields, 0.0, self.item_width)
-        own_width = width if "user_id" in user_fields else field_width
+        own_width = width if USER_ID in user_fields else field_width
         others = len(user_fields) + len(context_fields)
         self.beside_width = own_width + field_width * (others - 1) if others else 0
         self.dropout = Dropout(dropout)
@@ -126,27 +135,28 @@ class ClickInputs(nn.Module):
     def forward(self, batch: ClickBatch) -> ClickVectors:
         """The vectors of a batch."""
         parts = [self.items(batch.item_ids_I)]
-        for name, field in self.item_fields.items():
-            values = batch.item_fields[name]
+        for key, field in self.item_fields.items():
+            values = batch.item_fields[key[:-1]]
             parts.append(field(values, bag=values.ndim == 2))
         items_ID = self.dropout(torch.cat(parts, -1))
         candidates_BD = items_ID[batch.candidates_B]
         histories_BLD = nn.functional.embedding(batch.history_BL, items_ID)
         if len(self.event_shifts):
             stretch = shift = torch.zeros((), device=items_ID.device)
-            for name in self.event_shifts:
-                values = batch.event_fields[name]
+            for key in self.event_shifts:
+                values = batch.event_fields[key[:-1]]
                 bag = values.ndim == 3
-                stretch = stretch + self.event_stretches[name](values, bag)
-                shift = shift + self.event_shifts[name](values, bag)
+                stretch = stretch + self.event_stretches[key](values, bag)
+                shift = shift + self.event_shifts[key](values, bag)
             histories_BLD = histories_BLD * (1 + stretch) + shift
         beside = [candidates_BD.new_zeros(len(candidates_BD), 0)]
         for fields, given in (
             (self.user_fields, batch.user_fields),
             (self.context_fields, batch.context_fields),
         ):
-            for name, field in fields.items():
-                beside.append(field(given[name], bag=given[name].ndim == 2))
+            for key, field in fields.items():
+                values = given[key[:-1]]
+                beside.append(field(values, bag=values.ndim == 2))
         return ClickVectors(candidates_BD, histories_BLD, self.dropout(torch.cat(beside, -1)))
 
 
