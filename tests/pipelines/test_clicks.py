@@ -279,21 +279,18 @@ def test_a_next_item_model_does_not_take_click_groups(tmp_path: Path) -> None:
     assert "take trainer=next_item" in message
 
 
-def test_recommend_lists_from_a_ranker(trained: tuple[Place, dict[str, Any], str]) -> None:
-    place, result, _ = trained
-    run = f"run={result['run_id']}"
-    done = place.command("recommend", run, "k=3", "output=top.parquet")
-    assert done.returncode == 0, done.stderr
-    top = pl.read_parquet(place.folder / "top.parquet")
-    assert len(top) == 40 * 3 and set(top["model"]) == {"DIN"}
-    seen = pl.read_parquet(place.folder / "log.parquet").filter(clicked=1)
+def test_recommend_lists_from_a_ranker(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    write_log(here.folder / "log.parquet", users=12)
+    here.train(*SMALL)
+    top = here.recommend("k=3")
+    assert len(top) == 12 * 3 and set(top["model"]) == {"DIN"}
+    seen = pl.read_parquet(here.folder / "log.parquet")
     assert top.join(seen, on=["user", "item"]).is_empty()
     new = pl.DataFrame({"user": ["x", "x", "y"], "item": ["i1", "i2", "i3"], "ts": [1, 2, 3]})
-    new.write_parquet(place.folder / "new.parquet")
-    done = place.command("recommend", run, "k=2", "output=new_top.parquet", "histories=new.parquet")
-    assert done.returncode == 0, done.stderr
-    assert "new.parquet has no column 'clicked': all of its events count as taken" in done.stdout
-    assert len(pl.read_parquet(place.folder / "new_top.parquet")) == 2 * 2
+    new.write_parquet(here.folder / "new.parquet")
+    assert len(here.recommend("k=2", "histories=new.parquet")) == 2 * 2
+    said = capsys.readouterr().out
+    assert "new.parquet has no column 'clicked': all of its events count as taken" in said
 
 
 def test_new_people_with_the_same_histories_get_the_same_lists(here: Here) -> None:
