@@ -47,6 +47,7 @@ from pipelines.schemas import (
     EvaluationConfig,
     TrainConfig,
 )
+from pipelines.ui import how_to_open
 
 
 def run(config: EvaluateConfig) -> None:
@@ -159,7 +160,7 @@ def run(config: EvaluateConfig) -> None:
     say("")
     say(text)
     say(f"\n{seconds:.0f} s. The run in the MLflow UI:")
-    say(tracked.how_to_open())
+    say(how_to_open(tracked.run_id, config.tracking.uri))
 
 
 if __name__ == "__main__":

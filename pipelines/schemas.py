@@ -669,3 +669,20 @@ class RecommendConfig:
     tie_seed: int
     tracking: TrackingConfig
     result: str | None
+
+
+@dataclass(frozen=True)
+class UIConfig:
+    """Settings of `python -m pipelines.ui`.
+
+    Attributes:
+        run: the id of a run to open on, "latest", or null for the table of runs.
+        port: of this machine; the next free one if another program has it.
+        browser: open a browser where there is a screen.
+        tracking: where the runs are kept.
+    """
+
+    run: str | None
+    port: int
+    browser: bool
+    tracking: TrackingConfig

@@ -65,6 +65,7 @@ from pipelines.schemas import (
     SASRecConfig,
     TrainConfig,
 )
+from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
     from torch import nn
@@ -138,7 +139,7 @@ def run(config: TrainConfig) -> None:
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     say(text)
     say(f"\n{seconds:.0f} s, {peak_memory_gb():.1f} GB at most. The run in the MLflow UI:")
-    say(tracked.how_to_open())
+    say(how_to_open(tracked.run_id, config.tracking.uri))
 
 
 def next_item_job(config: TrainConfig) -> Judge:

@@ -1,8 +1,12 @@
 """What all tests share."""
 
 import signal
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from recsys.tracking.run import _open_client, local_store
 
 # Laws, not timings: a loaded machine is no failure.
 settings.register_profile("recsys", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -12,3 +16,11 @@ settings.load_profile("recsys")
 # start too; the tests of Ctrl-C need it to mean something.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh store costs seconds to make, a copy of an empty one nothing."""
+    root = tmp_path_factory.mktemp("empty store")
+    _open_client(local_store(root)[0])
+    return root / "mlflow.db"

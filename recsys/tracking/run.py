@@ -166,7 +166,7 @@ class TrackedRun:
         client = _open_client(uri)
         with _store_errors(uri, f"start a run in experiment {experiment!r}"):
             all_tags = {
-                key: _clip(_without_password(value), TAG_VALUE_LIMIT)
+                key: _clip(without_password(value), TAG_VALUE_LIMIT)
                 for key, value in {**tags, "pipeline": pipeline}.items()
             }
             if parent_run_id is not None:
@@ -181,7 +181,7 @@ class TrackedRun:
             with _store_errors(uri, f"write run {tracked.run_id}"):
                 if run_id is None:
                     tracked._write_params(_flatten(params))
-                    tracked.artifact_text("config.yaml", _without_password(config_yaml))
+                    tracked.artifact_text("config.yaml", without_password(config_yaml))
                 else:
                     tracked._take_up(run, _flatten(params), config_yaml, all_tags)
             if description:
@@ -324,7 +324,7 @@ class TrackedRun:
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        source = _without_password(source)
+        source = without_password(source)
         remote = source.startswith(("http://", "https://"))
         schema = [{"type": kind, "name": column} for column, kind in (columns or {}).items()]
         entity = Dataset(
@@ -348,7 +348,7 @@ class TrackedRun:
         """Sets or changes a tag. A value beyond MLflow's 8,000 characters ends in `…`."""
         _check_name(key, "tag")
         with _store_errors(self.uri, f"write tag {key!r} of run {self.run_id}"):
-            text = _clip(_without_password(value), TAG_VALUE_LIMIT)
+            text = _clip(without_password(value), TAG_VALUE_LIMIT)
             self._client.set_tag(self.run_id, key, text)
 
     def _write_params(self, flat: Mapping[str, str]) -> None:
@@ -358,7 +358,7 @@ class TrackedRun:
         kept: dict[str, str] = {}
         whole: dict[str, str] = {}
         for key, raw in flat.items():
-            value = _without_password(raw)
+            value = without_password(raw)
             name = _legal(key)
             if name != key or len(name) > KEY_LIMIT:
                 whole[key] = value
@@ -382,11 +382,11 @@ class TrackedRun:
         times = int(before.get("resumed", "0")) + 1
         known = run.data.params
         changed = {
-            key: {"from": known[key], "to": _without_password(value)}
+            key: {"from": known[key], "to": without_password(value)}
             for key, value in flat.items()
             if key in known
             and len(value) <= PARAM_VALUE_LIMIT
-            and known[key] != _without_password(value)
+            and known[key] != without_password(value)
         }
         tag_changes = {
             key: {"from": before[key], "to": value}
@@ -397,7 +397,7 @@ class TrackedRun:
             f"resumed/{times}/changes.json",
             {"status_before": run.info.status, "params": changed, "tags": tag_changes},
         )
-        self.artifact_text(f"resumed/{times}/config.yaml", _without_password(config_yaml))
+        self.artifact_text(f"resumed/{times}/config.yaml", without_password(config_yaml))
         self._client.update_run(self.run_id, status="RUNNING")
         if "error" in before:
             self._client.delete_tag(self.run_id, "error")
@@ -441,36 +441,6 @@ class TrackedRun:
         with _store_errors(self.uri, f"finish run {self.run_id}"):
             self._client.set_terminated(self.run_id, status)
         self._finished = True
-
-    # -- where to look
-
-    @property
-    def link(self) -> str:
-        """The address of the run's page in the UI (a local UI is taken to be on port 5000)."""
-        return run_link(self.uri, self.experiment_id, self.run_id)
-
-    def how_to_open(self) -> str:
-        """What to type, where to look: the last lines of every pipeline."""
-        return how_to_open(self.uri, self.experiment_id, self.run_id)
-
-
-def run_link(uri: str, experiment_id: str, run_id: str) -> str:
-    """The address of a run's page in the UI (a local UI is taken to be on port 5000)."""
-    base = _without_password(uri).rstrip("/") if _is_server(uri) else "http://127.0.0.1:5000"
-    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?{TRAINING_VIEW}"
-
-
-def how_to_open(uri: str, experiment_id: str, run_id: str) -> str:
-    """The command that starts the UI on this store, if one is needed, and the run's address."""
-    link = run_link(uri, experiment_id, run_id)
-    if _is_server(uri):
-        return f"open {link}"
-    beside = Path(sys.executable).with_name("mlflow")
-    on_path = shutil.which("mlflow")
-    is_ours = on_path is not None and Path(on_path).resolve() == beside.resolve()
-    command = ["mlflow"] if is_ours else [sys.executable, "-m", "mlflow"]
-    shown = shlex.join([*command, "ui", "--backend-store-uri", _without_password(uri)])
-    return f"{shown}\nopen {link}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -560,6 +530,52 @@ def load_run(uri: str, run_id: str, *, experiment: str | None = None) -> RunInfo
     )
 
 
+@dataclass(frozen=True)
+class ExperimentInfo:
+    """An experiment as the store holds it; name, place and moment tell it from every other.
+
+    Attributes:
+        name: of the experiment.
+        experiment_id: MLflow's id of it.
+        artifact_location: folder or address of its artifacts.
+        creation_time: in milliseconds since 1970.
+    """
+
+    name: str
+    experiment_id: str
+    artifact_location: str
+    creation_time: int | None
+
+
+def find_experiment(uri: str, name: str) -> ExperimentInfo:
+    """Reads an experiment. Neither store nor experiment is made if it does not exist.
+
+    Raises:
+        TrackingError: no store, no such experiment (says which there are).
+    """
+    client = _open_client(uri, create=False)
+    with _store_errors(uri, f"read experiment {name!r}"):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            names = sorted(e.name for e in client.search_experiments())
+            close = difflib.get_close_matches(name, names, 1)
+            raise TrackingError(
+                f"there is no experiment {name!r} in {without_password(uri)}; "
+                f"there are {', '.join(names)}" + "".join(f". Did you mean '{c}'?" for c in close)
+            )
+    return ExperimentInfo(
+        found.name, found.experiment_id, found.artifact_location, found.creation_time
+    )
+
+
+def latest_run_id(uri: str, experiment: ExperimentInfo) -> str | None:
+    """The run of an experiment that began last, whatever became of it; None where there is none."""
+    client = _open_client(uri, create=False)
+    with _store_errors(uri, "look for the latest run"):
+        found = _search(client, [experiment.experiment_id], "", "attributes.start_time DESC", 1)
+    return found[0].info.run_id if found else None
+
+
 def environment_tags() -> dict[str, str]:
     """What a result depends on besides config and data: code, versions, machine.
 
@@ -600,7 +616,8 @@ def environment_tags() -> dict[str, str]:
 # MLflow's store
 
 
-def _is_server(uri: str) -> bool:
+def is_server(uri: str) -> bool:
+    """Whether a store is an MLflow server, which shows its own UI."""
     return uri.startswith(("http://", "https://"))
 
 
@@ -634,7 +651,7 @@ def _open_client(uri: str, create: bool = True) -> MlflowClient:
         if create and not os.access(file if file.exists() else file.parent, os.W_OK):
             raise PermissionError(errno.EACCES, "the tracking store cannot be written", str(file))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    if _is_server(uri):
+    if is_server(uri):
         # The default, 7 with growing pauses, is four minutes of silence on a wrong address.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
@@ -661,7 +678,7 @@ def _store_errors(uri: str, doing: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError) as error:
         reason = str(error).strip()
         lines = reason.splitlines() or [type(error).__name__]
-        where = _without_password(uri)
+        where = without_password(uri)
         if re.search(r"disk is full|disk I/O error|readonly database|unable to open", reason):
             message = f"cannot {doing} in {where}: {lines[0]}"
             raise OSError(errno.ENOSPC if "disk" in reason else errno.EACCES, message) from error
@@ -675,7 +692,7 @@ def _experiment_id(client: MlflowClient, uri: str, name: str, artifact_root: str
     found: Experiment | None = client.get_experiment_by_name(name)
     if found is None:
         location = None
-        if artifact_root is not None and not _is_server(uri):
+        if artifact_root is not None and not is_server(uri):
             folder = artifact_root
             if "://" not in folder:
                 folder = Path(folder).resolve().as_uri()
@@ -691,10 +708,10 @@ def _experiment_id(client: MlflowClient, uri: str, name: str, artifact_root: str
                 raise
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"experiment {name!r} is deleted in {_without_password(uri)}; choose another name or "
+            f"experiment {name!r} is deleted in {without_password(uri)}; choose another name or "
             f"bring it back: mlflow experiments restore --experiment-id {found.experiment_id}"
         )
-    if found.artifact_location.startswith("mlflow-artifacts:") and not _is_server(uri):
+    if found.artifact_location.startswith("mlflow-artifacts:") and not is_server(uri):
         raise TrackingError(
             f"experiment {name!r} was made through an MLflow server, which alone can store its "
             "artifacts; give the server's address as tracking URI, or choose another name"
@@ -714,7 +731,7 @@ def _get_run(client: MlflowClient, uri: str, run_id: str) -> Run:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         raise TrackingError(
-            f"there is no run {run_id!r} in {_without_password(uri)}; {_name_runs(client, run_id)}"
+            f"there is no run {run_id!r} in {without_password(uri)}; {_name_runs(client, run_id)}"
         ) from None
     if run.info.lifecycle_stage == "deleted":
         raise TrackingError(
@@ -736,7 +753,7 @@ def _latest_run(client: MlflowClient, uri: str, experiment: str | None) -> Run:
     ids = {e.name: e.experiment_id for e in client.search_experiments()}
     if experiment is not None and experiment not in ids:
         raise TrackingError(
-            f"there is no experiment {experiment!r} in {_without_password(uri)}; "
+            f"there is no experiment {experiment!r} in {without_password(uri)}; "
             f"there are {', '.join(sorted(ids))}"
         )
     chosen = list(ids.values()) if experiment is None else [ids[experiment]]
@@ -746,7 +763,7 @@ def _latest_run(client: MlflowClient, uri: str, experiment: str | None) -> Run:
         run: Run = found[0]
         return run
     raise TrackingError(
-        f"no training run has finished yet in {_without_password(uri)}; {_name_runs(client, '')}"
+        f"no training run has finished yet in {without_password(uri)}; {_name_runs(client, '')}"
     )
 
 
@@ -830,7 +847,7 @@ def _clip(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
     """`scheme://user:password@host` without the password."""
     return _PASSWORD.sub(r"\1:***@", str(text))
 

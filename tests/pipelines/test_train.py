@@ -86,7 +86,7 @@ def test_the_table_and_the_way_to_the_run(trained: tuple[Place, dict[str, Any], 
     assert lines[heading + 3].split() == ["model", "HR@10", "NDCG@10", "MRR@10", "coverage@10"]
     assert lines[heading + 5].startswith("SASRec")
     assert "all items, seen too" in lines[heading + 1]
-    assert result["run_id"] in lines[-1] and "mlflow ui --backend-store-uri" in lines[-2]
+    assert lines[-1].endswith(f"python -m pipelines.ui run={result['run_id']}")
 
 
 def test_nothing_is_left_in_the_working_directory(

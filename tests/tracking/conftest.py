@@ -1,4 +1,4 @@
-"""Stores for tests: a fresh one costs seconds to make, a copy of an empty one nothing."""
+"""Runs in a store of their own."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.tracking.run import TrackedRun, _open_client, local_store
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("empty store")
-    _open_client(local_store(root)[0])
-    return root / "mlflow.db"
+from recsys.tracking.run import TrackedRun, local_store
 
 
 @pytest.fixture

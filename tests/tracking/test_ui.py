@@ -18,7 +18,8 @@ import polars as pl
 import pytest
 
 from recsys.tracking.figures import metric_curve
-from recsys.tracking.run import TrackedRun, load_run, local_store, run_link
+from recsys.tracking.run import TrackedRun, load_run, local_store
+from recsys.tracking.ui import run_link, runs_link
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 METRIC = "test/loo-full-unseen/ndcg_10"
@@ -110,7 +111,6 @@ def test_a_server_takes_runs_too(served: tuple[str, TrackedRun]) -> None:
         for step in range(1200):
             run.metrics({"train/loss": 1 / (step + 1)}, step)
         run.artifact_text("test/table.txt", "model  HR\n")
-    assert run.how_to_open() == f"open {run_link(address, run.experiment_id, run.run_id)}"
     info = load_run(address, "latest", experiment="through the server")
     assert (info.run_id, info.status, info.params) == (run.run_id, "FINISHED", {"seed": "1"})
     assert info.artifacts is None
@@ -159,7 +159,6 @@ def test_a_browser_shows_the_runs_and_the_run(
         raise AssertionError(f"{place} does not show {missing}: {text[-2000:]}")
 
     place = run_link("", run.experiment_id, run.run_id).split("#")[1]
-    view = place.split("?")[1]
     words = (
         "sasrec-written-here",
         "Finished",
@@ -168,5 +167,6 @@ def test_a_browser_shows_the_runs_and_the_run(
         METRIC,
     )
     page(place, *words)
-    runs = page(f"/experiments/{run.experiment_id}?{view}", "sasrec-written-here", "matching run")
+    table = runs_link("", run.experiment_id).split("#")[1]
+    runs = page(table, "sasrec-written-here", "matching run")
     assert "Agent versions" not in runs  # the GenAI side
