@@ -502,6 +502,7 @@ def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Modu
                 activation=model.activation,
                 dropout=model.dropout,
                 embedding_dropout=model.embedding_dropout,
+                biases=model.biases,
                 initial_scale=model.initial_scale,
             )
         )

@@ -299,6 +299,7 @@ class DINConfig:
     activation: Literal["relu", "sigmoid", "prelu", "dice"]
     dropout: float
     embedding_dropout: float
+    biases: bool
     initial_scale: float
 
 
@@ -314,6 +315,7 @@ class MeanPoolingConfig:
     activation: Literal["relu", "sigmoid", "prelu", "dice"]
     dropout: float
     embedding_dropout: float
+    biases: bool
     initial_scale: float
 
 

@@ -49,7 +49,7 @@ class TestDINSharedBilinear(ClickLaws):
         return DIN(
             catalogue_size, user_fields, item_fields, event_fields, context_fields, max_length,
             width=6, field_width=2, heads=3, layers=3, parameter_groups=1, score="bilinear",
-            normalize="sigmoid", combine_heads="average", hidden=[], activation="relu",
+            normalize="sigmoid", combine_heads="average", hidden=[], activation="relu", biases=True,
         )  # fmt: skip
 
 
@@ -81,6 +81,27 @@ def test_logistic_regression_moves_all_candidates_of_a_user_alike() -> None:
         click_batch_of([[1, 2], [1, 2], [3], [3]], [5, 7, 5, 7], catalogue_size=40, fields=True)
     )
     torch.testing.assert_close(a - b, c - d)
+
+
+@pytest.mark.parametrize("kind", [DIN, MeanPooling])
+@torch.no_grad()
+def test_biases_are_added_to_the_logit(kind: type[DIN] | type[MeanPooling]) -> None:
+    torch.manual_seed(0)
+    plain = kind(40, **CLICK_FIELDS, max_length=24, width=8).eval()
+    torch.manual_seed(0)
+    model = kind(40, **CLICK_FIELDS, max_length=24, width=8, biases=True).eval()
+    batch = click_batch_of([[1, 2], [3]], [5, 7], catalogue_size=40, fields=True)
+    assert torch.equal(model(batch), plain(batch))  # zero at the start
+    biases = model.biases
+    assert biases is not None
+    biases.items.weight[5] += 2
+    added = torch.tensor([2.0, 0.0])
+    assert (biases.users is None) == ("user_id" not in CLICK_FIELDS["user_fields"])
+    if biases.users is not None:
+        user = batch.user_fields["user_id"][1]
+        biases.users.table.weight[user] -= 3
+        added = added - 3 * (batch.user_fields["user_id"] == user)
+    torch.testing.assert_close(model(batch), plain(batch) + added)
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from pipelines.schemas import (
     ShareConfig,
     TimeConfig,
     TrainConfig,
+    UIConfig,
 )
 
 COMMANDS = {
@@ -37,6 +38,7 @@ COMMANDS = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "recommend": RecommendConfig,
+    "ui": UIConfig,
 }
 LOG = ["data=log", "data.path=x.csv"]
 RECIPES = choices("experiment")

@@ -13,6 +13,7 @@ Deviations from the paper:
   the outer product in place of the last two.
 * Weights are divided by the number of events when `scale_by_length` is set: a sum over 50 events is
   fifty times one over a single event, and the network would have to learn to undo that.
+* Biases of user and candidate beside the network, when `biases` is set.
 * Heads, layers, other scores and normalisers are options of `recsys.attention.target`.
 * Mini-batch-aware regularisation is an option of training (`recsys.objectives.clicks`).
 """
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from recsys.attention.activations import Activation
 from recsys.attention.target import Combine, Normalizer, Score, TargetAttentionStack
 from recsys.batch import ClickBatch
-from recsys.models.click.inputs import ClickInputs
+from recsys.models.click.inputs import Biases, ClickInputs
 from recsys.models.click.perceptron import DEFAULT_HIDDEN, Perceptron
 
 
@@ -53,6 +54,7 @@ class DIN(nn.Module):
         activation: of network and activation unit: "dice", "prelu", "relu", "sigmoid".
         dropout: in the network.
         embedding_dropout: on the embeddings.
+        biases: a weight of the candidate and one of the user are added to the network's logit.
         initial_scale: standard deviation of the embeddings at the start.
 
     Raises:
@@ -81,6 +83,7 @@ class DIN(nn.Module):
         activation: Activation = "dice",
         dropout: float = 0.0,
         embedding_dropout: float = 0.0,
+        biases: bool = False,
         initial_scale: float = 0.01,
     ) -> None:
         super().__init__()
@@ -112,6 +115,7 @@ class DIN(nn.Module):
             activation,
         )
         self.network = Perceptron(3 * D + self.inputs.beside_width, hidden, activation, dropout)
+        self.biases = Biases(catalogue_size, user_fields) if biases else None
 
     def forward(self, batch: ClickBatch, weights: list[Tensor] | None = None) -> Tensor:
         """Logits [B].
@@ -128,4 +132,4 @@ class DIN(nn.Module):
                 [candidates_BD, interest_BD, candidates_BD * interest_BD, vectors.beside_BF], -1
             )
         )
-        return logits_B
+        return logits_B if self.biases is None else logits_B + self.biases(batch)

@@ -160,6 +160,34 @@ class ClickInputs(nn.Module):
         return ClickVectors(candidates_BD, histories_BLD, self.dropout(torch.cat(beside, -1)))
 
 
+class Biases(nn.Module):
+    """A weight of the candidate and one of the user, to be added to a network's logit.
+
+    The wide part of arXiv 1606.07792 (eq. 3), cut down to the two fields that matter most: without
+    it a network whose embeddings L2 holds small has to say "everybody likes this one" with those
+    embeddings. All weights are 0 at the start, those of unknown users stay so.
+
+    Args:
+        catalogue_size: V, number of items plus one for padding.
+        user_fields: number of codes by name; without "user_id" there is no weight of the user.
+    """
+
+    def __init__(self, catalogue_size: int, user_fields: dict[str, int]) -> None:
+        super().__init__()
+        self.items = nn.Embedding(catalogue_size, 1, padding_idx=0)
+        nn.init.zeros_(self.items.weight)
+        self.users: Field | None = None
+        if USER_ID in user_fields:
+            self.users = Field(user_fields[USER_ID], 1, 0.0)
+
+    def forward(self, batch: ClickBatch) -> Tensor:
+        """What to add to the logits: [B]."""
+        biases_B1: Tensor = self.items(batch.item_ids_I[batch.candidates_B])
+        if self.users is not None:
+            biases_B1 = biases_B1 + self.users(batch.user_fields[USER_ID])
+        return biases_B1.squeeze(1)
+
+
 def mean_of_history(histories_BLD: Tensor, batch: ClickBatch) -> Tensor:
     """[B, D]: the mean over the valid events; zeros for an empty history."""
     weights_BL = batch.valid_BL / batch.lengths_B.clamp(min=1)[:, None]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recsys.attention.activations import Activation
 from recsys.batch import ClickBatch
-from recsys.models.click.inputs import ClickInputs, mean_of_history
+from recsys.models.click.inputs import Biases, ClickInputs, mean_of_history
 from recsys.models.click.perceptron import DEFAULT_HIDDEN, Perceptron
 
 
@@ -33,6 +33,7 @@ class MeanPooling(nn.Module):
         activation: of the network: "dice", "prelu", "relu", "sigmoid".
         dropout: in the network.
         embedding_dropout: on the embeddings.
+        biases: a weight of the candidate and one of the user are added to the network's logit.
         initial_scale: standard deviation of the embeddings at the start.
 
     Raises:
@@ -53,6 +54,7 @@ class MeanPooling(nn.Module):
         activation: Activation = "dice",
         dropout: float = 0.0,
         embedding_dropout: float = 0.0,
+        biases: bool = False,
         initial_scale: float = 0.01,
     ) -> None:
         super().__init__()
@@ -72,6 +74,7 @@ class MeanPooling(nn.Module):
         )
         D = self.inputs.item_width
         self.network = Perceptron(3 * D + self.inputs.beside_width, hidden, activation, dropout)
+        self.biases = Biases(catalogue_size, user_fields) if biases else None
 
     def forward(self, batch: ClickBatch) -> Tensor:
         """Logits [B]."""
@@ -83,4 +86,4 @@ class MeanPooling(nn.Module):
                 [candidates_BD, interest_BD, candidates_BD * interest_BD, vectors.beside_BF], -1
             )
         )
-        return logits_B
+        return logits_B if self.biases is None else logits_B + self.biases(batch)
