@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.checking import ConfigError, nearest
+from pipelines.entry import shipped
 from pipelines.judging import digest_of, make_split, say, show_progress
 from pipelines.paths import cache_dir
 from pipelines.schemas import (
@@ -153,7 +154,7 @@ def check_kinds(config: TrainConfig) -> None:
     Raises:
         ConfigError: naming the group and its right choice.
     """
-    clicks = config.model.name != "sasrec"
+    clicks = config.model.name in RANKERS
     kind = "clicks" if clicks else "next_item"
     wanted = {
         "questions": (config.questions.name == kind, kind),
@@ -258,6 +259,14 @@ def _logged_clicks(split: SplitConfig, questions: ClicksConfig, store: HistorySt
 
     base = make_split(split, store)
     negatives = None
+    if questions.negatives_per_positive is None:
+        refuse_unused(
+            "questions",
+            questions,
+            ["sampling", "seed"],
+            "is of sampled negatives, and there are none: set questions.negatives_per_positive, or "
+            "leave it out",
+        )
     if questions.negatives_per_positive is not None:
         negatives = NegativeSampler(
             store,
@@ -284,20 +293,14 @@ def _shown_clicks(split: SplitConfig, questions: ClicksConfig, store: HistorySto
             "questions.negatives_per_positive: impressions have negatives of their own; leave it "
             "out, or leave out data.impressions"
         )
-    usual = TimeConfig("time", 0.8, 0.9, "last", "asked")
-    ignored = {"questions.skip_first": (questions.skip_first, 0)}
+    unused: list[str] = []
     if isinstance(split, LeaveOneOutConfig):
-        ignored["split.validation_users"] = (split.validation_users, 1024)  # type: ignore[assignment]
-        ignored["split.seed"] = (split.seed, 0)
-    if isinstance(split, TimeConfig):
-        ignored["split.target"] = (split.target, usual.target)  # type: ignore[assignment]
-        ignored["split.new_users"] = (split.new_users, usual.new_users)  # type: ignore[assignment]
-    for name, (value, default) in ignored.items():
-        if value != default:
-            raise ConfigError(
-                f"{name}={value} says nothing about impressions, all of which are asked: leave it "
-                "out"
-            )
+        unused = ["validation_users", "seed"]
+    elif isinstance(split, TimeConfig):
+        unused = ["target", "new_users"]
+    of_no_use = "says nothing about impressions, all of which are asked: leave it out"
+    refuse_unused("questions", questions, ["skip_first"], of_no_use)
+    refuse_unused("split", split, unused, of_no_use)
     if isinstance(split, TimeConfig):
         return impressions_by_time(
             store,
@@ -309,11 +312,22 @@ def _shown_clicks(split: SplitConfig, questions: ClicksConfig, store: HistorySto
     return impressions_by_user(store, history=questions.history, share=share)
 
 
+def refuse_unused(group: str, config: Any, names: list[str], why: str) -> None:
+    """Refuses settings that nothing reads if they are not as shipped: somebody meant something.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    usual = shipped(group, config.name)
+    for name in names:
+        if (value := getattr(config, name)) != usual[name]:
+            raise ConfigError(f"{group}.{name}={value} {why}")
+
+
 def click_judge(
     config: TrainConfig,
     store: HistoryStore,
     *,
-    data: DataConfig | None = None,
     split: SplitConfig | None = None,
     evaluation: ClickEvaluationConfig | None = None,
     features: FittedFeatures | None = None,
@@ -323,7 +337,6 @@ def click_judge(
     Args:
         config: of the training run.
         store: the histories.
-        data: another log's settings; None: the run's own.
         split: another split; None: the run's own.
         evaluation: another evaluation; None: the run's own.
         features: those of a trained model; None: fitted on the training questions.
@@ -340,7 +353,7 @@ def click_judge(
     if features is None:
         features = fit_features(
             store,
-            declared_features(data or config.data, questions, store),
+            declared_features(config.data, questions, store),
             feature_rows(made.view, made.training_questions(0)),
         )
     return ClickJudge(

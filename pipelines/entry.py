@@ -160,6 +160,16 @@ def choices(group: str, folders: Iterable[Path] = (CONF,)) -> list[str]:
     return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
 
 
+def shipped(group: str, choice: str) -> dict[str, Any]:
+    """The values of a file of ours, `conf/GROUP/CHOICE.yaml`."""
+    import yaml
+
+    values: dict[str, Any] = yaml.safe_load(
+        (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8")
+    )
+    return values
+
+
 def help_text(name: str, schema: type, description: str) -> str:
     """What `--help` prints: description, groups with their choices, settings, options."""
     lines = [description.strip(), "", "Config groups (GROUP=CHOICE):"]

@@ -294,7 +294,7 @@ class DINConfig:
     normalize: Literal["none", "softmax", "sigmoid"]
     scale_by_length: bool
     combine_heads: Literal["concatenate", "average"]
-    attention_units: int
+    attention_units: int | None
     hidden: list[int]
     activation: Literal["relu", "sigmoid", "prelu", "dice"]
     dropout: float

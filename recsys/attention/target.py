@@ -87,7 +87,7 @@ class TargetAttention(nn.Module):
         normalize: how scores become weights.
         scale_by_length: divide the weights by the number of events; not with a softmax.
         combine: how heads become one output.
-        units: hidden units of each head's activation unit.
+        units: hidden units of each head's activation unit, None for 64; other scores have none.
         activation: of the activation unit.
 
     Raises:
@@ -102,7 +102,7 @@ class TargetAttention(nn.Module):
         normalize: Normalizer = "none",
         scale_by_length: bool = False,
         combine: Combine = "concatenate",
-        units: int = 64,
+        units: int | None = None,
         activation: Activation = "dice",
     ) -> None:
         super().__init__()
@@ -113,6 +113,11 @@ class TargetAttention(nn.Module):
             raise ValueError(
                 "normalize=softmax takes scale_by_length=false: its weights sum to one whatever "
                 "the length"
+            )
+        if units is not None and score != "additive":
+            raise ValueError(
+                f"score={score} takes attention_units=null, not {units}: the activation unit is "
+                "the additive score's"
             )
         if heads < 1:
             raise ValueError(f"heads must be at least 1, not {heads}")
@@ -126,7 +131,7 @@ class TargetAttention(nn.Module):
         self.heads, self.score, self.normalize, self.combine = heads, score, normalize, combine
         self.scale_by_length = scale_by_length
         if score == "additive":
-            self.unit = ActivationUnit(width, heads, units, activation)
+            self.unit = ActivationUnit(width, heads, 64 if units is None else units, activation)
             if normalize == "none":
                 # Every event weighs 1 at first: attention starts as pooling, and learns from there.
                 nn.init.ones_(self.unit.offset)
@@ -233,7 +238,7 @@ class TargetAttentionStack(nn.Module):
         normalize: Normalizer,
         scale_by_length: bool,
         combine: Combine,
-        units: int,
+        units: int | None,
         activation: Activation,
     ) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from recsys.histories.clicks import (
     history_view,
 )
 from recsys.histories.impressions import Impressions
-from recsys.histories.questions import SplitError, _date, _moment
+from recsys.histories.questions import SplitError, day_of, moment_of_cut
 from recsys.histories.store import HistoryStore
 
 _TRAINING, _VALIDATION, _TEST = 0, 1, 2
@@ -47,12 +47,12 @@ def impressions_by_time(
             training has one class only.
     """
     shown = _impressions(store)
-    first = _moment(shown.times, validation_cut, "split.validation_cut")
-    second = _moment(shown.times, test_cut, "split.test_cut")
+    first = moment_of_cut(shown.times, validation_cut, "split.validation_cut")
+    second = moment_of_cut(shown.times, test_cut, "split.test_cut")
     if not first < second:
         raise SplitError(
-            f"split.validation_cut={validation_cut} ({_date(first)}) must be earlier than "
-            f"split.test_cut={test_cut} ({_date(second)})"
+            f"split.validation_cut={validation_cut} ({day_of(first)}) must be earlier than "
+            f"split.test_cut={test_cut} ({day_of(second)})"
         )
     request_N, first_rows_R = _requests(shown)
     times_R = shown.times[first_rows_R]
@@ -63,7 +63,7 @@ def impressions_by_time(
         "time-impressions",
         stage_R,
         request_N,
-        f"what was shown from {_date(second)} on; trained on what was shown before {_date(first)}",
+        f"what was shown from {day_of(second)} on; trained on what was before {day_of(first)}",
     )
 
 
@@ -145,7 +145,7 @@ def _split(
             raise SplitError(
                 f"no impression is left for {name}: {len(shown):,} candidates in "
                 f"{len(stage_R):,} requests of {counts['users']:,} users, from "
-                f"{_date(shown.times.min())} to {_date(shown.times.max())}"
+                f"{day_of(shown.times.min())} to {day_of(shown.times.max())}"
             )
         stages[name] = _questions(view, shown, rows, request_N[rows])
         counts[f"{name}_requests"] = int(np.count_nonzero(stage_R == number))

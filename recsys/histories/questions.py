@@ -238,12 +238,12 @@ def global_time(
             "split=loo or split=share"
         )
     known_times = store.times[known]
-    first = _moment(known_times, validation_cut, "split.validation_cut")
-    second = _moment(known_times, test_cut, "split.test_cut")
+    first = moment_of_cut(known_times, validation_cut, "split.validation_cut")
+    second = moment_of_cut(known_times, test_cut, "split.test_cut")
     if not first < second:
         raise SplitError(
-            f"split.validation_cut={validation_cut} ({_date(first)}) must be earlier than "
-            f"split.test_cut={test_cut} ({_date(second)})"
+            f"split.validation_cut={validation_cut} ({day_of(first)}) must be earlier than "
+            f"split.test_cut={test_cut} ({day_of(second)})"
         )
     training_ends, first_certain = _events_before(store, known, first)
     test_begins, second_certain = _events_before(store, known, second)
@@ -267,10 +267,10 @@ def global_time(
         if len(users) == 0:
             raise SplitError(
                 f"no {stage} questions: nobody who may be asked has events "
-                + (f"from {_date(first)} to {_date(second)}" if cut == first else "")
-                + (f"from {_date(second)} on" if cut == second else "")
-                + f"; the log's times run from {_date(known_times.min())} to "
-                f"{_date(known_times.max())}; move split.validation_cut and split.test_cut"
+                + (f"from {day_of(first)} to {day_of(second)}" if cut == first else "")
+                + (f"from {day_of(second)} on" if cut == second else "")
+                + f"; the log's times run from {day_of(known_times.min())} to "
+                f"{day_of(known_times.max())}; move split.validation_cut and split.test_cut"
             )
         questions = _window_questions(users, begins[users], ends[users], target)
         stages[stage] = questions
@@ -280,7 +280,7 @@ def global_time(
     if training_ends.max() < 2:
         raise SplitError(
             f"nobody has two events before split.validation_cut={validation_cut} "
-            f"({_date(first)}), so there is nothing to learn from"
+            f"({day_of(first)}), so there is nothing to learn from"
         )
     answers = {
         "last": "each user's last event",
@@ -294,11 +294,11 @@ def global_time(
         validation=stages["validation"],
         test=stages["test"],
         counts=counts,
-        in_words=f"{answers} from {_date(second)} on; trained on what came before {_date(first)}",
+        in_words=f"{answers} from {day_of(second)} on; trained on what came before {day_of(first)}",
     )
 
 
-def _moment(known_times: np.ndarray, cut: float | str, setting: str) -> int:
+def moment_of_cut(known_times: np.ndarray, cut: float | str, setting: str) -> int:
     """Microseconds of a cut given as a share of the events or as a moment."""
     if isinstance(cut, str):
         return parse_moment(cut, setting)
@@ -311,10 +311,10 @@ def _moment(known_times: np.ndarray, cut: float | str, setting: str) -> int:
     return int(np.partition(known_times, rank)[rank])
 
 
-def _date(micros: int) -> str:
+def day_of(micros: int) -> str:
     """As short as it can be said.
 
-    >>> _date(0), _date(90_000_000)
+    >>> day_of(0), day_of(90_000_000)
     ('1970-01-01', '1970-01-01T00:01:30')
     """
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(micros))

@@ -17,6 +17,8 @@ from recsys.histories.clicks import ClickQuestions, HistoryView, ViewKind, histo
 from recsys.histories.features import ColumnFeature, EncodedColumns, FittedFeatures
 from recsys.histories.store import NO_TIME, HistoryStore
 
+QUESTIONS = 1 << 18  # made at once
+
 
 @dataclass(frozen=True)
 class AskedUsers:
@@ -71,21 +73,30 @@ class RankerScorer:
     def scores(self, asked: AskedUsers) -> Tensor:
         """Scores [R, V] in float32; -inf for the padding."""
         R, V = len(asked.users), self.store.catalogue_size
-        rows = R * (V - 1)
+        scores_RV = torch.full((R, V), float("-inf"))
+        at_once = max(1, QUESTIONS // V)
+        for begin in range(0, R, at_once):
+            some = slice(begin, begin + at_once)
+            scores_RV[some, 1:] = self._ask(asked, some).view(-1, V - 1)
+        return scores_RV
+
+    def _ask(self, asked: AskedUsers, some: slice) -> Tensor:
+        """Some users' questions about all items, user by user."""
+        users, V = asked.users[some], self.store.catalogue_size
+        rows = len(users) * (V - 1)
         questions = ClickQuestions(
-            users=np.repeat(asked.users, V - 1),
-            history_ends=np.repeat(asked.ends, V - 1),
-            candidates=np.tile(np.arange(1, V), R),
+            users=np.repeat(users, V - 1),
+            history_ends=np.repeat(asked.ends[some], V - 1),
+            candidates=np.tile(np.arange(1, V), len(users)),
             labels=np.zeros(rows, dtype=np.float32),
             requests=np.full(rows, -1, dtype=np.int64),
             rows=np.full(rows, -1, dtype=np.int64),
             times=np.full(rows, NO_TIME, dtype=np.int64),
         )
         max_length: int = self.model.max_length  # type: ignore[assignment]
-        known = score_clicks(self.model, asked.view, questions, asked.columns, max_length)
-        scores_RV = torch.full((R, V), float("-inf"))
-        scores_RV[:, 1:] = torch.from_numpy(known).view(R, V - 1)
-        return scores_RV
+        return torch.from_numpy(
+            score_clicks(self.model, asked.view, questions, asked.columns, max_length)
+        )
 
 
 class NewPeopleColumns:

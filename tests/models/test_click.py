@@ -145,6 +145,7 @@ def test_the_answer_is_not_among_the_inputs_of_a_candidate() -> None:
         ({"normalize": "softmax"}, "normalize=softmax takes scale_by_length=false"),
         ({"combine_heads": "sum"}, "combine_heads must be one of concatenate, average"),
         ({"attention_units": 0}, "attention_units must be at least 1, not 0"),
+        ({"attention_units": 8, "score": "dot"}, "score=dot takes attention_units=null"),
         ({"hidden": [8, 0]}, "hidden must hold widths from 1, not [8, 0]"),
         ({"activation": "tanh"}, "activation must be 'relu', 'sigmoid', 'prelu' or 'dice'"),
         ({"dropout": 1.0}, "dropout must be in [0, 1), not 1.0"),

@@ -179,7 +179,7 @@ def test_impressions_are_asked_where_the_data_has_them(here: Here) -> None:
     )
     shown.write_parquet(here.folder / "shown.parquet")
     columns = "data.impressions.columns"
-    metrics = here.train(
+    settings = [
         *[argument for argument in SMALL if "label" not in argument],
         "data.impressions.path=shown.parquet",
         f"{columns}.user=user",
@@ -187,7 +187,15 @@ def test_impressions_are_asked_where_the_data_has_them(here: Here) -> None:
         f"{columns}.label=clicked",
         f"{columns}.time=ts",
         f"{columns}.request=request",
-    )
+    ]
+    for unused in (
+        ["questions.skip_first=2"],
+        ["split=loo", "split.validation_users=3"],
+        ["split=time", "split.target=all"],
+    ):
+        with pytest.raises(ValueError, match=f"{unused[-1]} says nothing about impressions"):
+            here.train(*settings, *unused)
+    metrics = here.train(*settings)
     assert {"test/clicks-impressions/auc", "test/clicks-impressions/request_mrr_10"} <= (
         metrics.keys()
     )
@@ -220,7 +228,13 @@ def test_labels_as_behaviour_and_stopping_on_a_loss(
         (["trainer=next_item"], "trainer"),
         (["questions=next_item"], "questions=next_item does not go with model=din"),
         (["trainer.monitor=acu"], "there is no metric 'acu'. Did you mean 'auc'?"),
-        (["model.heads=3", "model.score=dot"], "width 4 is not divisible by heads 3"),
+        (
+            ["model.heads=3", "model.score=dot", "model.attention_units=null"],
+            "width 4 is not divisible by heads 3",
+        ),
+        (["model.score=dot"], "score=dot takes attention_units=null"),
+        (["questions.sampling=uniform"], "questions.sampling=uniform is of sampled negatives"),
+        (["questions.seed=3"], "questions.seed=3 is of sampled negatives, and there are none"),
         (["objective.mini_batch_aware=1"], "two ways to the same end"),
         (["trainer.average_weights=1"], "trainer.average_weights must be at least 0"),
         (["trainer.monitor=request_ndcg_5", "evaluation.baselines=false"], "has no requests"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from recsys.histories.click_batches import click_batch
@@ -12,6 +13,7 @@ from recsys.histories.clicks import ClickQuestions, feature_rows, history_view
 from recsys.histories.features import Label, UserId, fit_features
 from recsys.histories.store import NO_TIME, HistoryStore
 from recsys.models.click.din import DIN
+from recsys.serving import rankers
 from recsys.serving.rankers import RankerScorer
 
 
@@ -47,7 +49,11 @@ def direct(scorer: RankerScorer, user: int, end: int, item: int) -> float:
         return float(torch.sigmoid(scorer.model(batch)))
 
 
-def test_scores_of_the_catalogue_equal_single_questions() -> None:
+@pytest.mark.parametrize("at_once", [1, 14, 1000])
+def test_scores_of_the_catalogue_equal_single_questions(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rankers, "QUESTIONS", at_once)
     store, scorer = example()
     users, ends = np.array([2, 0, 1]), np.array([4, 2, 0])
     scores_RV = scorer.scores(scorer.make_batch(store, users, ends))

@@ -49,7 +49,8 @@ class DIN(nn.Module):
         normalize: "none" (the paper), "softmax" or "sigmoid".
         scale_by_length: divide the weights by the number of events; of no use after a softmax.
         combine_heads: "concatenate" or "average".
-        attention_units: hidden units of each head's activation unit.
+        attention_units: hidden units of each head's activation unit, None for 64; other scores
+            have none.
         hidden: widths of the network's layers.
         activation: of network and activation unit: "dice", "prelu", "relu", "sigmoid".
         dropout: in the network.
@@ -78,7 +79,7 @@ class DIN(nn.Module):
         normalize: Normalizer = "none",
         scale_by_length: bool = True,
         combine_heads: Combine = "concatenate",
-        attention_units: int = 64,
+        attention_units: int | None = None,
         hidden: list[int] = DEFAULT_HIDDEN,
         activation: Activation = "dice",
         dropout: float = 0.0,
