@@ -14,6 +14,7 @@ import numpy as np
 from pipelines.checking import ConfigError, nearest
 from pipelines.entry import shipped
 from pipelines.judging import digest_of, make_split, say, show_progress
+from pipelines.optimization import optimization_of
 from pipelines.paths import cache_dir
 from pipelines.schemas import (
     ClickEvaluationConfig,
@@ -431,16 +432,11 @@ def train_ranker(
         penalty = OccurrenceDecay(objective.l2)
     elif objective.mini_batch_aware > 0:
         penalty = MiniBatchAware(objective.mini_batch_aware, item_counts(judge))
-    total_steps = trainer.max_epochs * len(batches)
     task = ClickTask(
         model,
         binary_cross_entropy,
         penalty,
-        learning_rate=trainer.learning_rate,
-        weight_decay=trainer.weight_decay,
-        warmup_steps=min(trainer.warmup_steps, total_steps // 10),
-        total_steps=total_steps,
-        schedule=trainer.schedule,
+        optimization_of(trainer, len(batches)),
     )
     return fit(
         task,

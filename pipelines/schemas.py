@@ -455,6 +455,7 @@ class NextItemTrainerConfig:
         weight_decay: of AdamW; embeddings, biases and norms are spared.
         warmup_steps: until the learning rate is reached; at most a tenth of all steps.
         schedule: constant, or falling to zero over max_epochs: linear, cosine.
+        beta2: of AdamW: how long it remembers the size of gradients.
         precision: "auto" takes bf16 where the machine has it in hardware.
         checkpoint_seconds: between two checkpoints inside an epoch.
         average_weights: decay of the moving average of the weights that is validated and kept;
@@ -472,6 +473,7 @@ class NextItemTrainerConfig:
     weight_decay: float
     warmup_steps: int
     schedule: Literal["constant", "linear", "cosine"]
+    beta2: float
     precision: Literal["auto", "32", "bf16"]
     checkpoint_seconds: float
     average_weights: float
@@ -493,6 +495,7 @@ class ClickTrainerConfig:
         weight_decay: of AdamW; embeddings, biases and norms are spared.
         warmup_steps: until the learning rate is reached; at most a tenth of all steps.
         schedule: constant, or falling to zero over max_epochs: linear, cosine.
+        beta2: of AdamW: how long it remembers the size of gradients.
         precision: "auto" takes bf16 where the machine has it in hardware.
         checkpoint_seconds: between two checkpoints inside an epoch.
         average_weights: decay of the moving average of the weights that is validated and kept;
@@ -510,6 +513,7 @@ class ClickTrainerConfig:
     weight_decay: float
     warmup_steps: int
     schedule: Literal["constant", "linear", "cosine"]
+    beta2: float
     precision: Literal["auto", "32", "bf16"]
     checkpoint_seconds: float
     average_weights: float

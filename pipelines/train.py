@@ -53,6 +53,7 @@ from pipelines.judging import (
     split_counts,
     table,
 )
+from pipelines.optimization import optimization_of
 from pipelines.paths import artifact_root, cache_dir, tracking_uri
 from pipelines.result import check_result_path, peak_memory_gb, write_result
 from pipelines.schemas import (
@@ -290,15 +291,10 @@ def train(
         config.seed,
         trainer.minimum_batches,
     )
-    total_steps = trainer.max_epochs * len(batches)
     task = NextItemTask(
         model,
         make_objective(config.objective, item_counts(judge)),
-        learning_rate=trainer.learning_rate,
-        weight_decay=trainer.weight_decay,
-        warmup_steps=min(trainer.warmup_steps, total_steps // 10),
-        total_steps=total_steps,
-        schedule=trainer.schedule,
+        optimization_of(trainer, len(batches)),
     )
 
     def validate(trained: nn.Module) -> Mapping[str, float]:

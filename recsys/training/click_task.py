@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.batch import ClickBatch
-from recsys.training.optimizer import Schedule, adamw, check_schedule
+from recsys.training.optimizer import Optimization, adamw
 
 ClickObjective = Callable[[Tensor, Tensor], Tensor]
 Penalty = Callable[[nn.Module, ClickBatch], Tensor]
@@ -23,14 +23,7 @@ class ClickTask(lightning.LightningModule):
         model: gives logits [B] of a `ClickBatch`.
         objective: loss of (logits_B, labels_B).
         penalty: added to the loss, of (model, batch); None for none.
-        learning_rate: at its peak.
-        weight_decay: decoupled; embeddings, biases and norms are spared.
-        warmup_steps: of linear warm-up.
-        total_steps: where a falling schedule reaches zero.
-        schedule: "constant", "linear" or "cosine".
-
-    Raises:
-        ValueError: an unknown schedule, or a rate out of range.
+        optimization: how AdamW steps.
     """
 
     def __init__(
@@ -38,23 +31,13 @@ class ClickTask(lightning.LightningModule):
         model: nn.Module,
         objective: ClickObjective,
         penalty: Penalty | None,
-        *,
-        learning_rate: float,
-        weight_decay: float,
-        warmup_steps: int,
-        total_steps: int,
-        schedule: Schedule,
+        optimization: Optimization,
     ) -> None:
         super().__init__()
-        check_schedule(learning_rate, schedule)
         self.model = model
         self.objective = objective
         self.penalty = penalty
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.warmup_steps = warmup_steps
-        self.total_steps = total_steps
-        self.schedule = schedule
+        self.optimization = optimization
 
     def training_step(self, batch: tuple[ClickBatch, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
@@ -71,11 +54,4 @@ class ClickTask(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with its schedule, stepped after every batch."""
-        return adamw(
-            self.model,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            warmup_steps=self.warmup_steps,
-            total_steps=self.total_steps,
-            schedule=self.schedule,
-        )
+        return adamw(self.model, self.optimization)

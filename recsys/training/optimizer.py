@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -27,33 +28,43 @@ def learning_rate_factor(step: int, warmup: int, total: int, schedule: Schedule)
     return 1.0
 
 
-def check_schedule(learning_rate: float, schedule: str) -> None:
-    """Refuses what `adamw` cannot do.
+@dataclass(frozen=True)
+class Optimization:
+    """How AdamW steps.
+
+    Attributes:
+        learning_rate: at its peak.
+        weight_decay: decoupled; acts on matrices of the layers, not on embeddings, biases, norms.
+        warmup_steps: of linear warm-up.
+        total_steps: where a falling schedule reaches zero.
+        schedule: "constant", "linear" or "cosine".
+        beta2: decay of the squared gradients' average. Rows of a table that few batches touch need
+            a long memory: with a short one each touch is a step of nearly full size.
 
     Raises:
-        ValueError: an unknown schedule, or a rate out of range.
+        ValueError: an unknown schedule, or a number out of range.
     """
-    if schedule not in ("constant", "linear", "cosine"):
-        raise ValueError(
-            f"trainer.schedule must be 'constant', 'linear' or 'cosine', not {schedule!r}"
-        )
-    if learning_rate <= 0:
-        raise ValueError(f"trainer.learning_rate must be positive, not {learning_rate}")
+
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    total_steps: int
+    schedule: Schedule
+    beta2: float
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(
+                f"trainer.schedule must be 'constant', 'linear' or 'cosine', not {self.schedule!r}"
+            )
+        if self.learning_rate <= 0:
+            raise ValueError(f"trainer.learning_rate must be positive, not {self.learning_rate}")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"trainer.beta2 must be at least 0 and below 1, not {self.beta2}")
 
 
-def adamw(
-    model: nn.Module,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    warmup_steps: int,
-    total_steps: int,
-    schedule: Schedule,
-) -> dict[str, Any]:
-    """AdamW with its schedule, stepped after every batch, as Lightning takes it.
-
-    Weight decay acts on matrices of the layers, not on embeddings, biases and norms.
-    """
+def adamw(model: nn.Module, how: Optimization) -> dict[str, Any]:
+    """AdamW with its schedule, stepped after every batch, as Lightning takes it."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -62,15 +73,16 @@ def adamw(
         (decayed if matrix else plain).append(parameter)
     optimizer = torch.optim.AdamW(
         [
-            {"params": decayed, "weight_decay": weight_decay},
+            {"params": decayed, "weight_decay": how.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ],
-        lr=learning_rate,
-        betas=(0.9, 0.98),
+        lr=how.learning_rate,
+        betas=(0.9, how.beta2),
         fused=True,
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, warmup_steps, total_steps, schedule)
+        optimizer,
+        lambda step: learning_rate_factor(step, how.warmup_steps, how.total_steps, how.schedule),
     )
     return {
         "optimizer": optimizer,

@@ -19,6 +19,7 @@ from pipelines.train import make_model, train
 from recsys.histories.questions import leave_one_out
 from recsys.models.baselines.popularity import Popularity
 from recsys.testing import planted_log
+from recsys.training.optimizer import Optimization
 
 EVALUATION = EvaluationConfig("next_item", [5, 10], filter_seen=False, tie_seed=0, baselines=True)
 
@@ -132,6 +133,7 @@ def test_every_setting_reaches_training(
         "trainer.weight_decay=0.25",
         "trainer.warmup_steps=1000",
         "trainer.schedule=cosine",
+        "trainer.beta2=0.9",
         "trainer.precision=bf16",
         "trainer.checkpoint_seconds=7",
         "trainer.average_weights=0.9",
@@ -141,9 +143,8 @@ def test_every_setting_reaches_training(
     train(config, judge, model, book := object(), "a-run", tmp_path / "cut.ckpt")  # type: ignore[arg-type]
     task, batches = seen["task"], seen["batches"]
     assert task.model is model
-    assert (task.learning_rate, task.weight_decay, task.schedule) == (0.5, 0.25, "cosine")
-    assert task.total_steps == 5 * 6
-    assert task.warmup_steps == 3  # a tenth of all steps
+    # Warm-up takes a tenth of all steps.
+    assert task.optimization == Optimization(0.5, 0.25, 3, 5 * 6, "cosine", beta2=0.9)
     identity = batches.identity()
     assert (identity["seed"], identity["max_length"]) == (11, 7)
     assert len(batches) == 6

@@ -21,6 +21,7 @@ from recsys.models.click.din import DIN
 from recsys.objectives.clicks import OccurrenceDecay, binary_cross_entropy
 from recsys.training.click_task import ClickTask
 from recsys.training.fit import Fitted, fit
+from recsys.training.optimizer import Optimization
 from recsys.training.reporting import Silent
 
 
@@ -52,8 +53,7 @@ def train(
         return loss
 
     task = ClickTask(
-        model, binary_cross_entropy, penalty, learning_rate=0.01, weight_decay=0.0,
-        warmup_steps=2, total_steps=100, schedule="linear",
+        model, binary_cross_entropy, penalty, Optimization(0.01, 0.0, 2, 100, "linear", beta2=0.98),
     )  # fmt: skip
     asked = split.validation
     fitted = fit(

@@ -21,6 +21,7 @@ from recsys.testing import planted_log
 from recsys.training.callbacks import TrainingDiverged
 from recsys.training.fit import CheckpointError, Fitted, fit
 from recsys.training.next_item_task import NextItemTask
+from recsys.training.optimizer import Optimization
 from recsys.training.precision import Precision
 
 
@@ -81,11 +82,7 @@ class Trial:
         task = NextItemTask(
             self.model,
             self.objective,
-            learning_rate=3e-3,
-            weight_decay=0.01,
-            warmup_steps=5,
-            total_steps=epochs * len(self.batches),
-            schedule="linear",
+            Optimization(3e-3, 0.01, 5, epochs * len(self.batches), "linear", beta2=0.98),
         )
         return fit(
             task,

@@ -10,18 +10,14 @@ from recsys.models.next_item.sasrec import SASRec
 from recsys.objectives.full_softmax import full_softmax
 from recsys.testing import batch_of
 from recsys.training.next_item_task import NextItemTask
-from recsys.training.optimizer import Schedule, learning_rate_factor
+from recsys.training.optimizer import Optimization, Schedule, learning_rate_factor
 
 
 def task_of(model: nn.Module, rate: float = 0.01, schedule: Schedule = "linear") -> NextItemTask:
     return NextItemTask(
         model,
         full_softmax,
-        learning_rate=rate,
-        weight_decay=0.5,
-        warmup_steps=2,
-        total_steps=6,
-        schedule=schedule,
+        Optimization(rate, 0.5, warmup_steps=2, total_steps=6, schedule=schedule, beta2=0.9),
     )
 
 
@@ -40,7 +36,7 @@ def test_weight_decay_spares_embeddings_biases_and_norms() -> None:
     assert {id(parameter) for parameter in decayed["params"]} == matrices
     assert len(decayed["params"] + plain["params"]) == len(list(model.parameters()))
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.5, 0.0)
-    assert decayed["betas"] == plain["betas"] == (0.9, 0.98)
+    assert decayed["betas"] == plain["betas"] == (0.9, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -63,3 +59,5 @@ def test_wrong_settings_are_named() -> None:
         task_of(model, schedule="square")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="learning_rate must be positive, not 0"):
         task_of(model, rate=0)
+    with pytest.raises(ValueError, match="beta2 must be at least 0 and below 1, not 1"):
+        Optimization(0.1, 0.0, 0, 1, "linear", beta2=1)
