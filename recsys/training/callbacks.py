@@ -111,7 +111,8 @@ class ChooseOnValidation(lightning.Callback):
         if not math.isfinite(loss):
             raise TrainingDiverged(
                 f"the loss became {loss} at step {trainer.global_step}: lower "
-                f"trainer.learning_rate (now {module.optimization.learning_rate}) or take trainer.precision=32"
+                f"trainer.learning_rate (now {module.optimization.learning_rate}) or take "
+                "trainer.precision=32"
             )
         self._loss_sum += loss
         self._steps += 1

@@ -159,7 +159,7 @@ def test_every_setting_reaches_training(
     config = replace(config, trainer=replace(config.trainer, tokens_per_batch=30, warmup_steps=2))
     train(config, judge, model, book, "a-run", None)  # type: ignore[arg-type]
     assert len(seen["batches"]) == 7
-    assert seen["task"].warmup_steps == 2
+    assert seen["task"].optimization.warmup_steps == 2
 
 
 def test_weights_are_drawn_by_seed() -> None:
