@@ -344,8 +344,8 @@ class ClicksConfig:
 
     Attributes:
         name: of the kind of question.
-        history: what makes a history: the earlier "positives", or all earlier "events", with their
-            labels as behaviour.
+        history: what makes a history: the earlier "positives", all earlier "events", with their
+            labels as behaviour, or "none", to see what histories are worth.
         skip_first: events at the start of each history that are no training questions.
         negatives_per_positive: sampled for a log that holds positives only; null samples none.
         sampling: "uniform" over the catalogue, or by "popularity" in training.
@@ -355,7 +355,7 @@ class ClicksConfig:
     """
 
     name: Literal["clicks"]
-    history: Literal["positives", "events"]
+    history: Literal["positives", "events", "none"]
     skip_first: int
     negatives_per_positive: int | None
     sampling: Literal["uniform", "popularity"]

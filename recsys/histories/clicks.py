@@ -16,7 +16,7 @@ from recsys.histories.negatives import NegativeSampler
 from recsys.histories.questions import Questions, Split, SplitError
 from recsys.histories.store import HistoryStore
 
-ViewKind = Literal["positives", "events"]
+ViewKind = Literal["positives", "events", "none"]
 _VALIDATION, _TEST, _TRAINING = 0, 1, 2  # streams of sampled negatives
 
 
@@ -67,8 +67,8 @@ class HistoryView:
 
     Attributes:
         store: the histories it looks at.
-        kind: "positives" (events labelled 1; all events where the log has no labels) or "events"
-            (all of them).
+        kind: "positives" (events labelled 1; all events where the log has no labels), "events" (all
+            of them) or "none" (what a model reaches without histories).
         offsets: int64 [users + 1].
         items: int32 [viewed events], item indices ≥ 1.
         event_rows: int64 [viewed events], their places in the store, ascending; None where every
@@ -80,6 +80,11 @@ class HistoryView:
     offsets: np.ndarray
     items: np.ndarray
     event_rows: np.ndarray | None = None
+
+    @property
+    def in_words(self) -> str:
+        """What a history holds."""
+        return "none" if self.kind == "none" else f"the earlier {self.kind}"
 
     def ends(self, users: np.ndarray, history_ends: np.ndarray) -> np.ndarray:
         """int64 [N]: how many viewed events stand among the users' events `[0, history_end)`."""
@@ -99,8 +104,11 @@ def history_view(store: HistoryStore, kind: ViewKind) -> HistoryView:
     Raises:
         SplitError: another kind.
     """
-    if kind not in ("positives", "events"):
-        raise SplitError(f"history is 'positives' or 'events', not {kind!r}")
+    if kind not in ("positives", "events", "none"):
+        raise SplitError(f"history is 'positives', 'events' or 'none', not {kind!r}")
+    if kind == "none":
+        nowhere = np.zeros(0, dtype=np.int64)
+        return HistoryView(store, kind, np.zeros_like(store.offsets), store.items[:0], nowhere)
     if kind == "events" or store.labels is None:
         return HistoryView(store, kind, store.offsets, store.items)
     rows = np.flatnonzero(store.labels == 1)
@@ -207,7 +215,7 @@ def click_split(
         stages[name] = questions
     _check_negatives(stages, store, negatives)
     protocol = f"{split.protocol}-{history}"
-    in_words = f"{split.in_words}; history: the earlier {history}"
+    in_words = f"{split.in_words}; history: {view.in_words}"
     if negatives is not None:
         protocol += f"-{negatives.name}"
         in_words += (

@@ -160,7 +160,7 @@ def _split(
         test=stages["test"],
         view=view,
         counts=counts,
-        in_words=f"{in_words}; history: the earlier {history}",
+        in_words=f"{in_words}; history: {view.in_words}",
     )
 
 

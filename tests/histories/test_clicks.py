@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recsys.histories.click_batches import click_batch
 from recsys.histories.clicks import (
     ClickQuestions,
     ViewKind,
@@ -148,6 +149,17 @@ def test_a_column_of_order_says_what_came_before_even_at_one_moment() -> None:
     assert click_split(ordered, split, history="positives").test.history_ends.tolist() == [2]
 
 
+def test_no_event_is_viewed_where_none_is_wanted() -> None:
+    store = store_of([6, 6], labels=[1, 0, 1, 1, 0, 1, 1, 0, 1, 1, 0, 1])
+    clicks = click_split(store, split_of(store), history="none")
+    full = click_split(store, split_of(store), history="events")
+    assert clicks.in_words.endswith("history: none")
+    assert full.test.history_ends.min() > 0 and clicks.test.history_ends.max() == 0
+    assert np.array_equal(clicks.test.candidates, full.test.candidates)
+    batch = click_batch(clicks.view, clicks.training, None, 5)
+    assert batch.lengths_B.max() == 0 and batch.history_BL.shape[1] <= 1
+
+
 def test_without_labels_every_event_is_viewed_and_needs_negatives() -> None:
     store = store_of([6, 6])
     with pytest.raises(SplitError, match=r"no labels.*data\.columns\.label, or sample negatives"):
@@ -221,7 +233,7 @@ def test_options_that_mean_nothing_are_refused() -> None:
         click_split(store, split, history="events", negatives=sampler)
     with pytest.raises(SplitError, match="skip_first must be at least 0, not -1"):
         click_split(store, split, history="events", skip_first=-1)
-    with pytest.raises(SplitError, match="'positives' or 'events', not 'clicks'"):
+    with pytest.raises(SplitError, match="'positives', 'events' or 'none', not 'clicks'"):
         click_split(store, split, history="clicks")  # type: ignore[arg-type]
     with pytest.raises(SplitError, match=r"no candidate is left for training.*8 first events"):
         click_split(store, split, history="events", skip_first=9)

@@ -221,6 +221,14 @@ def test_labels_as_behaviour_and_stopping_on_a_loss(
     assert "val/clicks/logloss" in capsys.readouterr().out
 
 
+def test_what_a_model_reaches_without_histories(
+    here: Here, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_log(here.folder / "log.parquet", users=12)
+    here.train(*SMALL, "questions.history=none")
+    assert "history: none" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
