@@ -3,14 +3,18 @@ r"""The MovieLens-1M click tables: DIN beside its baselines, and what the labels
     python -m benchmarks.clicks                   # publisher's data
     python -m benchmarks.clicks --data DIR        # ml1m.parquet, ml1m_items, ml1m_users in DIR
     python -m benchmarks.clicks --data DIR --seeds 1 --peer OUT/test_scores.npy …
+    python -m benchmarks.clicks --data DIR --seeds 1 --variants
     python -m benchmarks.clicks --show benchmarks/results/*_clicks.json
 
 Two tables, each model on both: the history is the newest 50 earlier positives, or the newest 50
-earlier events with their labels. Each seed is one run of `python -m pipelines.train
-experiment=din_ml1m`. Differences are paired on the same users, with 95 % intervals by drawing users
-(`recsys.evaluation.intervals`), the mean over the seeds against the mean over the seeds. `--peer`
-takes another system's scores of the same test rows in the same order, one file a seed, such as
-`benchmarks/peers/fuxictr_din.py` writes.
+earlier events with their labels. `--variants` adds what else attention could be on the first table,
+and the same network without any history, which says how much there is to attend to.
+
+Each seed is one run of `python -m pipelines.train experiment=din_ml1m`; `--notes` lets the command
+be stopped, and go on between runs. Differences are paired on the same users, with 95 % intervals by
+drawing users (`recsys.evaluation.intervals`), the mean over the seeds against the mean over the
+seeds. `--peer` takes another system's scores of the same test rows in the same order, one file a
+seed, such as `benchmarks/peers/fuxictr_din.py` writes.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +41,17 @@ from recsys.tracking.run import load_run
 
 HISTORIES = ("positives", "events")
 MODELS = ("DIN", "Mean pooling", "Logistic regression", "Item and user mean")
+VARIANTS = {
+    "No history": ["model=mean_pooling", "questions.history=none"],
+    "DIN, softmax": ["model.normalize=softmax", "model.scale_by_length=false"],
+    "DIN, dot product and softmax": [
+        "model.score=dot",
+        "model.normalize=softmax",
+        "model.scale_by_length=false",
+    ],
+    "DIN, 4 heads": ["model.heads=4", "model.attention_units=16"],
+    "DIN, 2 layers": ["model.layers=2"],
+}
 METRICS = ("auc", "gauc", "logloss")
 Answers = dict[str, np.ndarray]  # "user", "label", and by model: [seeds, rows]
 
@@ -46,7 +62,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the canonical tables")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more settings")
+    parser.add_argument("--variants", action="store_true", help="of attention, on the first table")
     parser.add_argument("--peer", nargs="+", type=Path, metavar="FILE", help="a peer's scores")
+    parser.add_argument("--notes", type=Path, metavar="FILE", help="of runs done; goes on there")
     parser.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="print results again")
     arguments = parser.parse_args()
     for file in arguments.show or []:
@@ -62,9 +80,18 @@ def main() -> None:
     answers: dict[str, Answers] = {}
     seconds = []
     for history in HISTORIES:
-        runs = [train([*settings, f"questions.history={history}"], s) for s in arguments.seeds]
+        own = [*settings, f"questions.history={history}"]
+        runs = [once(own, seed, arguments.notes) for seed in arguments.seeds]
         seconds += [run["command_seconds"] for run in runs]
         answers[history] = gather([run["run_id"] for run in runs])
+    for name, changes in VARIANTS.items() if arguments.variants else ():
+        own = [*settings, *changes, "evaluation.baselines=false"]
+        runs = [once(own, seed, arguments.notes) for seed in arguments.seeds]
+        seconds += [run["command_seconds"] for run in runs]
+        model = runs[0]["rows"][0]["model"]
+        scores = gather([run["run_id"] for run in runs], [model])
+        assert np.array_equal(scores["user"], answers["positives"]["user"])
+        answers["positives"][name] = scores[model]
     if arguments.peer:
         answers["positives"]["FuxiCTR DIN"] = np.stack([np.load(file) for file in arguments.peer])
     report = {
@@ -88,13 +115,25 @@ def main() -> None:
     print(f"written to {file}")
 
 
-def gather(run_ids: list[str]) -> Answers:
+def once(settings: list[str], seed: int, notes: Path | None) -> dict[str, Any]:
+    """One run, or what is noted of the same run of the same commit."""
+    noted = json.loads(notes.read_text()) if notes is not None and notes.exists() else {}
+    key = " ".join([commit(), *settings, f"seed={seed}"])
+    if key not in noted:
+        noted[key] = train(settings, seed)
+        if notes is not None:
+            notes.write_text(json.dumps(noted, indent=1))
+    run: dict[str, Any] = noted[key]
+    return run
+
+
+def gather(run_ids: list[str], models: Sequence[str] = MODELS) -> Answers:
     """The answers of one table's runs, row by row in the same order."""
     answers: dict[str, list[np.ndarray]] = {}
     first: pl.DataFrame | None = None
     for run_id in run_ids:
         info = load_run(tracking_uri(), run_id)
-        for model in MODELS:
+        for model in models:
             frame = pl.read_parquet(info.artifact(f"per_question/test/{model}.parquet"))
             answers.setdefault(model, []).append(frame["score"].to_numpy())
             rows = frame.select("user", "item", "label")
@@ -162,7 +201,7 @@ def render(report: dict[str, Any]) -> str:
             "|---|--:|--:|--:|",
         ]
         for row in rows:
-            cells = [f"{np.mean(row[metric]):.4f}" for metric in METRICS]
+            cells = [f"{np.mean(row[metric]):.4f}{spread(row[metric])}" for metric in METRICS]
             lines.append(f"| {row['model']} | {' | '.join(cells)} |")
         lines.append("")
     lines += ["| paired difference | AUC | GAUC | logloss |", "|---|--:|--:|--:|"]
@@ -172,6 +211,11 @@ def render(report: dict[str, Any]) -> str:
         by_pair.setdefault(entry["pair"], []).append(text)
     lines += [f"| {pair} | {' | '.join(cells)} |" for pair, cells in by_pair.items()]
     return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float]) -> str:
+    """Lowest and highest of several seeds."""
+    return f" ({min(values):.4f}–{max(values):.4f})" if len(values) > 1 else ""
 
 
 if __name__ == "__main__":
