@@ -153,6 +153,11 @@ def gauc(
     rows ("clicks") or 1 ("users"). Users whose rows are all of one class are left out; how many
     those are says `user_aucs`.
 
+    It misjudges a model whose scores hold the answers to the user's other questions, as a history
+    of labelled events does where questions follow each other: of two questions with unlike answers
+    the later one has seen the earlier one's, which is the wrong one. The running mean of fair coin
+    tosses gets .37 and not .5 (a test shows it).
+
     >>> gauc(LABELS, PROBABILITIES, USERS)  # (4 · .625 + 2 · 1) / 6
     0.75
     >>> gauc(LABELS, PROBABILITIES, USERS, "users")  # (.625 + 1) / 2

@@ -104,6 +104,24 @@ def test_gauc_is_the_weighted_mean_over_users_with_both_classes(table):
         np.testing.assert_allclose(gauc(labels, scores, users, name), expected, rtol=1e-12)
 
 
+def test_gauc_misjudges_scores_that_hold_the_users_other_answers() -> None:
+    """Of coins that everybody tosses alike, the mean of earlier tosses knows nothing: .5, not less.
+
+    Of two questions of a user with unlike answers, the later one's score holds the earlier one's
+    answer, which is the other one. AUC over all users compares mostly across users, and sees none
+    of it.
+    """
+    draw = np.random.default_rng(0)
+    users, asked, before = 2000, 17, 50
+    tosses = (draw.random((users, before + asked)) < 0.575).astype(float)
+    scores = np.stack([tosses[:, t : t + before].mean(1) for t in range(asked)], 1)
+    answers, whose = tosses[:, before:], np.repeat(np.arange(users), asked)
+    assert gauc(answers.ravel(), scores.ravel(), whose) < 0.4
+    assert auc(answers.ravel(), scores.ravel()) == pytest.approx(0.5, abs=0.02)
+    frozen = scores[:, :1].repeat(asked, 1)  # what was known before the first of them
+    assert gauc(answers.ravel(), frozen.ravel(), whose) == 0.5
+
+
 def test_gauc_counts_whom_it_leaves_out():
     found = user_aucs(
         np.array([1, 0, 1, 1, 0]), np.arange(5.0), np.array(["a", "a", "b", "b", "c"])
