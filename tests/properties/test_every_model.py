@@ -50,9 +50,11 @@ def rankers() -> set[str]:
             own = inspect.isclass(value) and value.__module__ == module.__name__
             if own and issubclass(value, nn.Module):
                 forward = inspect.signature(value.forward)
+                # A ranker says how much of a history it sees; its parts do not.
                 if (
                     list(forward.parameters)[1:2] == ["batch"]
                     and forward.return_annotation == "Tensor"
+                    and "max_length" in inspect.signature(value).parameters
                 ):
                     found.add(name)
     return found
