@@ -24,3 +24,9 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("empty store")
     _open_client(local_store(root)[0])
     return root / "mlflow.db"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: two workers that take whole files then end at nearly the same time."""
+    long = ("pipelines", "tracking", "training", "serving")
+    items.sort(key=lambda item: item.path.parent.name not in long)
