@@ -13,6 +13,7 @@ addresses it prints open on runs; MLflow's bare address opens on its GenAI overv
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -34,12 +35,12 @@ def run(config: UIConfig) -> int:
     from recsys.tracking.ui import find_ui, run_link, runs_link, started_ui
 
     uri = config.tracking.uri or tracking_uri()
-    experiment = find_experiment(uri, config.tracking.experiment)
     run_id = config.run
-    if run_id == "latest":
-        run_id = latest_run_id(uri, experiment)
-    elif run_id is not None:
-        load_run(uri, run_id)  # an unknown run is said here, and not by an empty page
+    if run_id is None or run_id == "latest":
+        experiment = find_experiment(uri, config.tracking.experiment)
+        run_id = run_id and latest_run_id(uri, experiment)
+    else:  # an unknown run is said here, and not by an empty page
+        experiment = find_experiment(uri, load_run(uri, run_id).experiment)
 
     def show(address: str) -> None:
         table = runs_link(address, experiment.experiment_id)
@@ -94,8 +95,6 @@ def how_to_open(run_id: str, uri: str | None) -> str:
     elif Path(python).is_relative_to(Path.cwd()):
         python = str(Path(python).relative_to(Path.cwd()))
     command = [python, "-m", "pipelines.ui", f"run={run_id}"]
-    import shlex
-
     from recsys.tracking.run import without_password
 
     return shlex.join(command + ([] if uri is None else [f"tracking.uri={without_password(uri)}"]))

@@ -109,8 +109,12 @@ def test_it_starts_and_opens_on_the_latest_run(looked_at: tuple[Place, UI, Track
 
 
 def test_one_that_runs_is_found(looked_at: tuple[Place, UI, TrackedRun]) -> None:
-    place, ui, _ = looked_at
+    place, ui, run = looked_at
     port = re.search(r":(\d+)", ui.lines[0]).group(1)  # type: ignore[union-attr]
+    # A run says itself which experiment it is of, whatever tracking.experiment says.
+    elsewhere = ["tracking.experiment=another", f"run={run.run_id}", "browser=false"]
+    done = place.command("ui", f"port={port}", *elsewhere)
+    assert done.returncode == 0 and done.stdout.endswith(ui.lines[2]), done.stderr
     done = place.command("ui", f"port={port}", "run=null", "browser=false")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
