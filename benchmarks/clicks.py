@@ -21,19 +21,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from benchmarks.quality import RAW, RESULTS, commit, cpu_name, train
+from benchmarks.quality import RAW, train
+from benchmarks.record import circumstances, commit, write
 from pipelines.paths import tracking_uri
 from recsys.evaluation.click_metrics import auc, gauc, logloss
 from recsys.evaluation.intervals import paired_bootstrap
@@ -95,36 +92,39 @@ def main() -> None:
     if arguments.peer:
         answers["positives"]["FuxiCTR DIN"] = np.stack([np.load(file) for file in arguments.peer])
     report = {
-        "benchmark": "clicks",
+        **circumstances("clicks"),
         "settings": arguments.set,
         "seeds": arguments.seeds,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))},
-        "versions": {name: version(name) for name in ("torch", "pytorch-lightning", "numpy")},
-        "python": platform.python_version(),
-        "commit": commit(),
         "seconds": seconds,
         "tables": {history: table(answers[history]) for history in HISTORIES},
         "differences": differences(answers),
     }
     print(render(report), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    stamp = report["date"].partition("+")[0].replace("-", "").replace(":", "")
-    file = RESULTS / f"{stamp}_clicks.json"
-    file.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {file}")
+    write(report, "clicks")
 
 
 def once(settings: list[str], seed: int, notes: Path | None) -> dict[str, Any]:
-    """One run, or what is noted of the same run of the same commit."""
-    noted = json.loads(notes.read_text()) if notes is not None and notes.exists() else {}
+    """One run, or what is noted of the same run of the same commit.
+
+    Several such commands, of other seeds, may share the file.
+    """
     key = " ".join([commit(), *settings, f"seed={seed}"])
+    noted = read_notes(notes)
     if key not in noted:
-        noted[key] = train(settings, seed)
+        run = train(settings, seed)
+        noted = {**read_notes(notes), key: run}  # others may have added theirs meanwhile
         if notes is not None:
             notes.write_text(json.dumps(noted, indent=1))
-    run: dict[str, Any] = noted[key]
-    return run
+    found: dict[str, Any] = noted[key]
+    return found
+
+
+def read_notes(notes: Path | None) -> dict[str, Any]:
+    """What is noted so far."""
+    if notes is None or not notes.exists():
+        return {}
+    noted: dict[str, Any] = json.loads(notes.read_text())
+    return noted
 
 
 def gather(run_ids: list[str], models: Sequence[str] = MODELS) -> Answers:

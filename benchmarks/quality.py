@@ -14,25 +14,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from benchmarks.record import circumstances, write
 
 RECIPES = {
     "ml100k": ("sasrec_ml100k", "ml100k.parquet"),
     "ml1m": ("sasrec_ml1m", "ml1m.parquet"),
     "beauty": ("sasrec_beauty", "amazon_beauty_s3rec.parquet"),
 }
-RESULTS = Path(__file__).parent / "results"
 SHOWN = ("hr_10", "ndcg_10", "mrr_10", "coverage_10")
 
 
@@ -60,7 +56,7 @@ def main() -> None:
         runs = [train(settings, seed) for seed in arguments.seeds]
         report = summary(name, recipe, arguments.seeds, arguments.set, runs)
         print(render(report), flush=True)
-        write(report)
+        write(report, f"quality_{name}")
 
 
 RAW = argparse.RawDescriptionHelpFormatter
@@ -99,23 +95,11 @@ def summary(
             }
         )
     return {
-        "benchmark": "quality",
+        **circumstances("quality"),
         "name": name,
         "recipe": recipe,
         "settings": more,
         "seeds": seeds,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": {
-            "cpu": cpu_name(),
-            "cores": len(os.sched_getaffinity(0)),
-            "machine": platform.machine(),
-        },
-        "versions": {
-            package: version(package)
-            for package in ("torch", "pytorch-lightning", "polars", "numpy", "mlflow")
-        },
-        "python": platform.python_version(),
-        "commit": commit(),
         "seconds": [run["command_seconds"] for run in runs],
         "peak_memory_gb": [run["peak_memory_gb"] for run in runs],
         "rows": rows,
@@ -145,39 +129,6 @@ def render(report: dict[str, Any]) -> str:
             cells.append(f"{mean(values):.4f}{spread if metric in ('hr_10', 'ndcg_10') else ''}")
         lines.append(f"| {row['model']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def write(report: dict[str, Any]) -> None:
-    """`results/DATE_quality_NAME.json`."""
-    RESULTS.mkdir(exist_ok=True)
-    stamp = re.sub(r"[^0-9T]", "", report["date"].partition("+")[0])
-    file = RESULTS / f"{stamp}_quality_{report['name']}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {file}\n", flush=True)
-
-
-def cpu_name() -> str:
-    """The processor, as the system calls it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"model name\s*: (.*)", cpuinfo.read_text())
-        if found:
-            return found.group(1)
-    return platform.processor()
-
-
-def commit() -> str:
-    """Of the checkout, with '+' where it has changes; 'none' outside one."""
-    where = Path(__file__).parent
-    head = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=where, capture_output=True, text=True
-    )
-    if head.returncode:
-        return "none"
-    status = subprocess.run(
-        ["git", "status", "--porcelain"], cwd=where, capture_output=True, text=True
-    )
-    return head.stdout.strip() + ("+" if status.stdout.strip() else "")
 
 
 if __name__ == "__main__":

@@ -18,20 +18,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from benchmarks.quality import RAW, RESULTS, commit, cpu_name, train
+from benchmarks.quality import RAW, train
+from benchmarks.record import circumstances, write
 
 RECIPE = "sasrec_ta_feng"
 METRICS = ("ndcg_10", "hr_10", "recall_10")
@@ -63,34 +59,18 @@ def main() -> None:
     runs = [train(settings, seed) for seed in arguments.seeds]
     frames = {row["model"]: per_question(runs, row["model"]) for row in runs[0]["rows"]}
     report = {
-        "benchmark": "ta_feng",
+        **circumstances("ta_feng"),
         "recipe": RECIPE,
         "settings": arguments.set,
         "seeds": arguments.seeds,
         "protocol": next(iter(runs[0]["rows"][0]["metrics"])).rpartition("/")[0],
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": {
-            "cpu": cpu_name(),
-            "cores": len(os.sched_getaffinity(0)),
-            "machine": platform.machine(),
-        },
-        "versions": {
-            package: version(package)
-            for package in ("torch", "pytorch-lightning", "polars", "numpy", "mlflow")
-        },
-        "python": platform.python_version(),
-        "commit": commit(),
         "seconds": [run["command_seconds"] for run in runs],
         "peak_memory_gb": [run["peak_memory_gb"] for run in runs],
         "resamples": RESAMPLES,
         "cohorts": cohorts(frames),
     }
     print(render(report), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    stamp = re.sub(r"[^0-9T]", "", report["date"].partition("+")[0])
-    file = RESULTS / f"{stamp}_ta_feng.json"
-    file.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {file}\n", flush=True)
+    write(report, "ta_feng")
 
 
 def per_question(runs: Sequence[dict[str, Any]], model: str) -> pl.DataFrame:

@@ -19,18 +19,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.quality import RAW, RESULTS, commit, cpu_name
+from benchmarks.quality import RAW
+from benchmarks.record import circumstances, write
 from benchmarks.turns import Player, report_end, report_seconds, take_turns, wait_for_turn
 
 TABLES = {
@@ -65,21 +62,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = [compare(name, arguments, Path(folder)) for name in arguments.only]
     report = {
-        "benchmark": "training",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))},
-        "versions": {name: version(name) for name in ("torch", "pytorch-lightning", "numpy")},
-        "python": platform.python_version(),
-        "commit": commit(),
+        **circumstances("training"),
         "rounds": arguments.rounds,
         "results": results,
     }
     print(render(report), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    stamp = report["date"].partition("+")[0].replace("-", "").replace(":", "")
-    file = RESULTS / f"{stamp}_training.json"
-    file.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {file}")
+    write(report, "training")
 
 
 def settings_of(name: str, table: Path, precision: str) -> list[str]:
