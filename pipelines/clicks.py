@@ -526,8 +526,12 @@ def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Modu
 
 
 def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
-    """A ranker trained as `config` says, from the cache or into it."""
+    """A ranker trained as `config` says, from the cache or into it.
+
+    Where an earlier command was interrupted, training goes on from its checkpoint.
+    """
     from recsys.histories.click_batches import ClickBatches
+    from recsys.training.fit import CheckpointError
     from recsys.training.reporting import Silent
     from recsys.training.saved_model import ModelError, load_model, save_model
 
@@ -569,8 +573,13 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
     say(f"training the baseline {RANKERS[model_config.name]} …")
     sizes = judge.features.sizes
     model = make_ranker(model_config, judge.store.catalogue_size, sizes, config.seed)
-    train_ranker(config, judge, model, Silent(), folder, None)
-    (folder / "last.ckpt").unlink(missing_ok=True)
+    interrupted = folder / "last.ckpt"
+    try:
+        resume = interrupted if interrupted.exists() else None
+        train_ranker(config, judge, model, Silent(), folder, resume)
+    except CheckpointError:  # cut off, or of an earlier release
+        train_ranker(config, judge, model, Silent(), folder, None)
+    interrupted.unlink(missing_ok=True)
     arguments = ranker_arguments(model_config, judge.store.catalogue_size, sizes)
     save_model(folder, model, arguments, {"made_from": made_from})
     return model.eval()

@@ -27,7 +27,13 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 OPTIONS = ["--help", "--cfg", "--config-dir"]
 
 
-def main(name: str, schema: type[C], run: Callable[[C], int | None], description: str) -> NoReturn:
+def main(
+    name: str,
+    schema: type[C],
+    run: Callable[[C], int | None],
+    description: str,
+    implied: Callable[[list[str]], list[str]] | None = None,
+) -> NoReturn:
     """Run a command with the process's arguments and leave with its exit code.
 
     Args:
@@ -35,9 +41,10 @@ def main(name: str, schema: type[C], run: Callable[[C], int | None], description
         schema: dataclass of its settings.
         run: takes the checked settings; returns an exit code, None for 0.
         description: the text of `--help`, with examples.
+        implied: the choices that the given settings bring with them.
     """
     try:
-        code = _command(name, schema, run, description, sys.argv[1:])
+        code = _command(name, schema, run, description, implied, sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -59,6 +66,7 @@ def _command(
     schema: type[C],
     run: Callable[[C], int | None],
     description: str,
+    implied: Callable[[list[str]], list[str]] | None,
     arguments: list[str],
 ) -> int:
     overrides: list[str] = []
@@ -82,6 +90,8 @@ def _command(
             raise ConfigError(f"unknown option '{argument}'.{hint or nearest(option, OPTIONS)}")
         else:
             overrides.append(argument)
+    if implied is not None:
+        overrides = [*implied(overrides), *overrides]
     config = compose(name, schema, overrides, folders)
     if show:
         print(as_yaml(config), end="")

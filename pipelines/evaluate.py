@@ -3,6 +3,7 @@ r"""Judge a tracked run again: an offline evaluation job.
 Examples:
   python -m pipelines.evaluate run=latest
   python -m pipelines.evaluate run=RUN_ID evaluation.filter_seen=false
+  python -m pipelines.evaluate run=CLICK_RUN_ID evaluation.gauc_weighting=clicks
   python -m pipelines.evaluate run=RUN_ID data=log data.path=newer.parquet
 
 The same code as in training: the same store and settings give the same digits (data and split are
@@ -48,6 +49,23 @@ from pipelines.schemas import (
     TrainConfig,
 )
 from pipelines.ui import how_to_open
+
+
+def implied(overrides: list[str]) -> list[str]:
+    """`evaluation=` as the run's own where something of it is set and none was chosen."""
+    given = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in overrides)}
+    of_evaluation = any(key.startswith("evaluation.") for key in given)
+    if not of_evaluation or "evaluation" in given or "run" not in given:
+        return []
+    import yaml
+
+    from recsys.tracking.run import load_run
+
+    info = load_run(given.get("tracking.uri") or tracking_uri(), given["run"])
+    if info.tags.get("pipeline") != "train":
+        return []  # refused later on
+    trained = yaml.safe_load(info.artifact("config.yaml").read_text(encoding="utf-8"))
+    return [f"evaluation={trained['evaluation']['name']}"]
 
 
 def run(config: EvaluateConfig) -> None:
@@ -164,4 +182,4 @@ def run(config: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    main("evaluate", EvaluateConfig, run, __doc__ or "")
+    main("evaluate", EvaluateConfig, run, __doc__ or "", implied)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipelines.clicks import ClickJudge
 from pipelines.entry import compose
 from pipelines.recommend import run as recommend
 from pipelines.schemas import RecommendConfig, TrainConfig
@@ -133,9 +135,25 @@ def test_evaluation_gives_the_same_digits(trained: tuple[Place, dict[str, Any], 
     again = json.loads((place.folder / "again.json").read_text())
     assert again["rows"] == result["rows"]
     assert "training the baseline" not in done.stdout  # from the cache
-    message = refused(place, "evaluate", "run=latest", "evaluation.ks=[1]")
+    message = refused(place, "evaluate", "run=latest", "evaluation=next_item", "evaluation.ks=[1]")
     assert "evaluation=next_item does not go with run" in message
     assert "take evaluation=clicks" in message
+    message = refused(place, "evaluate", "run=latest", "evaluation.gauc_weihting=users")
+    assert "Did you mean 'evaluation.gauc_weighting'?" in message
+
+
+def test_settings_of_an_evaluation_are_those_of_the_runs_kind(
+    trained: tuple[Place, dict[str, Any], str],
+) -> None:
+    place, result, _ = trained
+    settings = ["evaluation.gauc_weighting=users", "evaluation.baselines=false"]
+    run_id = result["run_id"]
+    done = place.command("evaluate", f"run={run_id}", *settings, "result=users.json")
+    assert done.returncode == 0, done.stderr
+    assert "evaluation.gauc_weighting is users here and was impressions in training" in done.stdout
+    (row,) = json.loads((place.folder / "users.json").read_text())["rows"]
+    before = result["rows"][0]["metrics"]
+    assert row["metrics"]["test/clicks/auc"] == before["test/clicks/auc"]
 
 
 def test_unknown_categories_are_counted(trained: tuple[Place, dict[str, Any], str]) -> None:
@@ -321,3 +339,41 @@ def test_new_people_with_the_same_histories_get_the_same_lists(here: Here) -> No
     stored = here.recommend("k=4")
     assert len(stored) == 12 * 4
     assert here.recommend("k=4", "histories=log.parquet").equals(stored)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_interrupted_baseline_goes_on(
+    here: Here,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damaged: bool,
+) -> None:
+    write_log(here.folder / "log.parquet", users=12)
+    settings = [s for s in SMALL[1:] if "attention" not in s]
+
+    def rows() -> Any:
+        run(compose("train", TrainConfig, ["model=mean_pooling", *settings, RESULT]))
+        return json.loads((here.folder / "result.json").read_text())["rows"]
+
+    whole = rows()
+    cached = next(here.folder.glob("home/data/cache/baselines/*/model.json")).parent
+    shutil.rmtree(cached)
+    ask, asked = ClickJudge.ask, []
+
+    def interrupting(judge: ClickJudge, model: Any, stage: str) -> Any:
+        asked.append(stage)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return ask(judge, model, stage)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ClickJudge, "ask", interrupting)
+        rows()
+    checkpoint = cached / "last.ckpt"
+    if damaged:
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    capsys.readouterr()
+    assert rows() == whole
+    of_the_baseline = capsys.readouterr().out.partition("training the baseline")[2]
+    assert of_the_baseline.partition("epoch ")[2].startswith("1/2" if damaged else "2/2")
+    assert not checkpoint.exists()
