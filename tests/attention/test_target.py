@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from recsys.attention import activations
 from recsys.attention.activations import Activate, Dice
 from recsys.attention.target import ActivationUnit, TargetAttention, TargetAttentionStack
 
@@ -155,3 +156,36 @@ def test_without_a_normaliser_it_starts_near_mean_pooling() -> None:
     found_BD = attention(query_BD, keys_BLD, valid_BL)
     torch.testing.assert_close(found_BD[0], keys_BLD[0].mean(0))
     torch.testing.assert_close(found_BD[1], keys_BLD[1, :2].mean(0))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("padding", [True, False])
+def test_dice_in_portions_is_its_reference(
+    monkeypatch: pytest.MonkeyPatch, training: bool, padding: bool
+) -> None:
+    monkeypatch.setattr(activations, "PORTION", 12)  # four rows
+    draw = torch.Generator().manual_seed(0)
+    dice = Dice(3).double().train(training)
+    dice.mean += 0.7
+    x_BLD = 2 * torch.randn(4, 5, 3, generator=draw, dtype=torch.float64) + 3
+    valid_BL = torch.rand(4, 5, generator=draw) > 0.3 if padding else None
+    above_BLD = torch.randn(4, 5, 3, generator=draw, dtype=torch.float64)
+    found = []
+    for way in (dice.reference, dice):
+        torch.nn.init.constant_(dice.alpha, -0.3)
+        dice.alpha.grad = None
+        own_BLD = x_BLD.clone().requires_grad_()
+        out_BLD = way(own_BLD, valid_BL)
+        (out_BLD * above_BLD).sum().backward()
+        found.append((out_BLD.detach(), own_BLD.grad, dice.alpha.grad))
+        assert torch.equal(own_BLD, x_BLD)  # nothing is written into the input
+    for expected, value in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected)
+
+
+def test_the_variance_of_dice_survives_a_large_mean() -> None:
+    dice = Dice(1)
+    x_ND = torch.tensor([[1e4 - 1], [1e4 + 1]]).repeat(500, 1)
+    for _ in range(200):
+        dice(x_ND)
+    torch.testing.assert_close(dice.variance, torch.ones(1))
