@@ -32,7 +32,8 @@ class ClickQuestions:
         requests: int64 [N], equal for candidates that were shown together; -1 where unknown.
         rows: int64 [N], the row of the log (of the impressions, where they are a log of their own)
             that holds the question's context. Sampled negatives have that of their positive.
-        times: int64 [N], microseconds since 1970 (`NO_TIME` where unknown), or None.
+        times: int64 [N], when they are asked, microseconds since 1970 (`NO_TIME` where unknown), or
+            None. Candidates of one request are asked at the time of its first.
     """
 
     users: np.ndarray

@@ -150,7 +150,8 @@ class HourOfWeek:
 
     Attributes:
         name: of the feature.
-        of: the question's time ("context") or that of the history's events ("event").
+        of: the question's time ("context"; of an impression, its request's first) or that of the
+            history's events ("event").
     """
 
     kind: ClassVar[str] = "hour_of_week"
@@ -628,6 +629,8 @@ def _lookup(store: HistoryStore, entry: _Fitted) -> _Lookup:
         return lambda rows: by_label[labels[rows]]
     if isinstance(feature, HourOfWeek):
         times = np.asarray(_times(store, feature))
+        if feature.of == "context" and store.impressions is not None:
+            times = times[store.impressions.asked_rows()]
         return lambda rows: _hour_of_week(times[rows])
     assert isinstance(feature, ColumnFeature)
     attribute = _attribute(store, feature)

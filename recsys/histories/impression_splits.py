@@ -1,7 +1,8 @@
 """Splits of an impression log: what was shown and clicked or not, apart from the histories.
 
-Requests are never torn apart: a request belongs to one stage with all its candidates, and stands at
-the time of its first one. Where the log has no requests, a user's candidates of one moment are one.
+Requests are never torn apart: a request belongs to one stage with all its candidates, and all of
+them are asked at the time of its first one, with what came before that. Where the log has no
+requests, a user's candidates of one moment are one.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def impressions_by_time(
 ) -> ClickSplit:
     """Two moments cut the requests: training before the first, validation up to the second.
 
-    A history is the user's events strictly before the impression, those after a cut among them:
-    they had happened when the candidate was shown.
+    A history is the user's events strictly before the request's first row, those after a cut among
+    them: they had happened when its candidates were shown.
 
     Args:
         store: histories and impressions.
@@ -54,7 +55,7 @@ def impressions_by_time(
             f"split.validation_cut={validation_cut} ({day_of(first)}) must be earlier than "
             f"split.test_cut={test_cut} ({day_of(second)})"
         )
-    request_N, first_rows_R = _requests(shown)
+    request_N, first_rows_R = shown.by_request()
     times_R = shown.times[first_rows_R]
     stage_R = (times_R >= first).astype(np.int64) + (times_R >= second)
     return _split(
@@ -63,6 +64,7 @@ def impressions_by_time(
         "time-impressions",
         stage_R,
         request_N,
+        first_rows_R,
         f"what was shown from {day_of(second)} on; trained on what was before {day_of(first)}",
     )
 
@@ -87,7 +89,7 @@ def impressions_by_user(
     if share is not None and not 0 < share < 0.5:
         raise SplitError(f"split.share must be more than 0 and less than 0.5, not {share}")
     shown = _impressions(store)
-    request_N, first_rows_R = _requests(shown)
+    request_N, first_rows_R = shown.by_request()
     users_R = shown.users[first_rows_R]
     counts_U = np.bincount(users_R, minlength=store.users)
     asked_U = np.maximum(1, np.ceil(counts_U * (share or 0) - 1e-9)).astype(np.int64)
@@ -99,7 +101,8 @@ def impressions_by_user(
     name = "loo" if share is None else "share"
     newest = "each user's newest request" if share is None else f"each user's newest {share:g}"
     in_words = f"{newest} of what was shown"
-    return _split(store, history, f"{name}-impressions", stage_R, request_N, in_words)
+    protocol = f"{name}-impressions"
+    return _split(store, history, protocol, stage_R, request_N, first_rows_R, in_words)
 
 
 def _impressions(store: HistoryStore) -> Impressions:
@@ -108,30 +111,13 @@ def _impressions(store: HistoryStore) -> Impressions:
     return store.impressions
 
 
-def _requests(shown: Impressions) -> tuple[np.ndarray, np.ndarray]:
-    """The request of each candidate (int64 [N], by user and time) and the first row of each."""
-    named = shown.requests >= 0
-    key = np.where(named, shown.requests, shown.times)
-    order = np.lexsort((key, named, shown.users))
-    begins = np.ones(len(order), dtype=bool)
-    same = [column[order] for column in (shown.users, named, key)]
-    begins[1:] = np.any([column[1:] != column[:-1] for column in same], axis=0)
-    # Rows stand by user and time, and a stable sort keeps them so: the first is the earliest.
-    first_rows = order[begins]
-    by_time = np.argsort(first_rows)
-    rank = np.empty_like(by_time)
-    rank[by_time] = np.arange(len(by_time))
-    request = np.empty(len(order), dtype=np.int64)
-    request[order] = rank[np.cumsum(begins) - 1]
-    return request, first_rows[by_time]
-
-
 def _split(
     store: HistoryStore,
     history: ViewKind,
     protocol: str,
     stage_R: np.ndarray,
     request_N: np.ndarray,
+    first_rows_R: np.ndarray,
     in_words: str,
 ) -> ClickSplit:
     shown = _impressions(store)
@@ -147,7 +133,7 @@ def _split(
                 f"{len(stage_R):,} requests of {counts['users']:,} users, from "
                 f"{day_of(shown.times.min())} to {day_of(shown.times.max())}"
             )
-        stages[name] = _questions(view, shown, rows, request_N[rows])
+        stages[name] = _questions(view, shown, rows, request_N[rows], first_rows_R)
         counts[f"{name}_requests"] = int(np.count_nonzero(stage_R == number))
         counts[f"{name}_candidates"] = len(rows)
         counts[f"{name}_positives"] = int(np.count_nonzero(stages[name].labels))
@@ -165,15 +151,21 @@ def _split(
 
 
 def _questions(
-    view: HistoryView, shown: Impressions, rows: np.ndarray, requests: np.ndarray
+    view: HistoryView,
+    shown: Impressions,
+    rows: np.ndarray,
+    requests: np.ndarray,
+    first_rows_R: np.ndarray,
 ) -> ClickQuestions:
+    """The candidates at the given rows, each as its request's first row finds the user."""
     users = np.asarray(shown.users[rows])
+    asked = first_rows_R[requests]
     return ClickQuestions(
         users=users,
-        history_ends=view.ends(users, np.asarray(shown.history_ends[rows])),
+        history_ends=view.ends(users, np.asarray(shown.history_ends[asked])),
         candidates=shown.items[rows].astype(np.int64),
         labels=shown.labels[rows].astype(np.float32),
         requests=requests,
         rows=rows,
-        times=np.asarray(shown.times[rows]),
+        times=np.asarray(shown.times[asked]),
     )

@@ -1,4 +1,8 @@
-"""Impressions: what was shown to whom and whether it was clicked, beside the histories."""
+"""Impressions: what was shown to whom and whether it was clicked, beside the histories.
+
+All candidates of a request are asked at one moment, that of its first row, whatever later times its
+other rows carry: nothing that happened while the request was under way is known to any of them.
+"""
 
 from __future__ import annotations
 
@@ -62,10 +66,10 @@ class Impressions:
         users: int64 [N], user indices.
         items: int32 [N], item indices ≥ 1.
         labels: int8 [N], 0 or 1.
-        times: int64 [N], microseconds since 1970.
+        times: int64 [N], microseconds since 1970, each row's own.
         requests: int64 [N], the number of the request that a candidate was shown in; -1 where the
             log does not say.
-        history_ends: int64 [N], the user's events strictly before the impression's time are
+        history_ends: int64 [N], the user's events strictly before the row's own time are
             `[0, history_end)`.
         attributes: raw columns of the impression log by "context.<column>", each [N].
     """
@@ -80,6 +84,32 @@ class Impressions:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def by_request(self) -> tuple[np.ndarray, np.ndarray]:
+        """The request of each candidate (int64 [N]) and the first row of each request (int64 [R]).
+
+        Requests are a user's own, numbered by user and time. Where the log does not say, a user's
+        candidates of one moment are one request.
+        """
+        named = self.requests >= 0
+        key = np.where(named, self.requests, self.times)
+        order = np.lexsort((key, named, self.users))
+        begins = np.ones(len(order), dtype=bool)
+        same = [column[order] for column in (self.users, named, key)]
+        begins[1:] = np.any([column[1:] != column[:-1] for column in same], axis=0)
+        # Rows stand by user and time, and a stable sort keeps them so: the first is the earliest.
+        first_rows = order[begins]
+        by_time = np.argsort(first_rows)
+        rank = np.empty_like(by_time)
+        rank[by_time] = np.arange(len(by_time))
+        request = np.empty(len(order), dtype=np.int64)
+        request[order] = rank[np.cumsum(begins) - 1]
+        return request, first_rows[by_time]
+
+    def asked_rows(self) -> np.ndarray:
+        """int64 [N]: the first row of each candidate's request, whose moment and history it has."""
+        request, first_rows = self.by_request()
+        return first_rows[request]
 
 
 def history_ends_at(

@@ -93,8 +93,8 @@ def report_of_impressions(store: HistoryStore) -> dict[str, Any]:
     """What the impressions of a store are like, beside its histories, as JSON values.
 
     Returns:
-        `before_first_event` impressions have an empty history; `users_without_history` have no
-        event at all, `items_without_events` stand in no history.
+        `before_first_event` impressions are of requests that began with an empty history;
+        `users_without_history` have no event at all, `items_without_events` stand in no history.
     """
     shown = store.impressions
     assert shown is not None
@@ -103,7 +103,7 @@ def report_of_impressions(store: HistoryStore) -> dict[str, Any]:
         "clicked": int((shown.labels == 1).sum()),
         "users": len(np.unique(shown.users)),
         "users_without_history": int((store.lengths == 0).sum()),
-        "before_first_event": int((shown.history_ends == 0).sum()),
+        "before_first_event": int((shown.history_ends[shown.asked_rows()] == 0).sum()),
         "items_without_events": int(
             (np.bincount(store.items, minlength=store.catalogue_size)[1:] == 0).sum()
         ),

@@ -233,22 +233,23 @@ def test_padding_is_blank_in_every_form():
 
 
 def test_context_is_the_impressions_where_there_are_some():
-    none = np.zeros(2, dtype=np.int64)
+    none = np.zeros(3, dtype=np.int64)
     shown = Impressions(
         users=none,
-        items=np.array([1, 2], dtype=np.int32),
-        labels=np.array([0, 1], dtype=np.int8),
-        times=np.array([0, HOUR]),
-        requests=none,
+        items=np.array([1, 2, 3], dtype=np.int32),
+        labels=np.array([0, 1, 0], dtype=np.int8),
+        times=np.array([0, HOUR, 5 * HOUR]),
+        requests=np.array([0, 1, 0]),
         history_ends=none,
-        attributes={"context.d": attribute_of(pl.Series("d", ["x", "y"]), "")},
+        attributes={"context.d": attribute_of(pl.Series("d", ["x", "y", "z"]), "")},
     )
     where = replace(store(event_d=["a"] * 6), impressions=shown)
     declared = [Categorical("d", "context", "d"), HourOfWeek("h", "context")]
     columns = fitted(where, *declared, training=rows(at=(1,))).columns(where)
     assert columns.context("d", np.arange(2)).tolist() == [1, 2]
-    hours = columns.context("h", np.arange(2))
-    assert hours[1] == hours[0] + 1
+    hours = columns.context("h", np.arange(3))
+    # The last row is of the first one's request, and asked at its hour.
+    assert hours.tolist() == [hours[0], hours[0] + 1, hours[0]]
     with pytest.raises(FeatureError, match=r"no column 'e' of context.*It has: d"):
         fit_features(where, [Categorical("d", "context", "e")], rows())
 

@@ -41,18 +41,22 @@ def store_of(shown: list[Row], labels: list[int] | None = None) -> HistoryStore:
 
 
 def check(store: HistoryStore, clicks: ClickSplit) -> None:
-    """Nothing lost or changed, nothing twice, no request in two stages."""
+    """Nothing lost or changed, nothing twice, no request in two stages, asked as it began."""
     shown = store.impressions
     assert shown is not None
     stages = [getattr(clicks, stage) for stage in STAGES]
     rows = np.concatenate([stage.rows for stage in stages])
     assert sorted(rows.tolist()) == list(range(len(shown)))
+    # Candidates belong together exactly where user and request (or moment) are the same.
+    named = np.where(shown.requests < 0, -1 - shown.times, shown.requests)
+    pairs = list(zip(shown.users.tolist(), named.tolist(), strict=True))
+    began = {pair: int(time) for pair, time in zip(pairs[::-1], shown.times[::-1], strict=True)}
     for name, stage in zip(STAGES, stages, strict=True):
         assert stage.users.tolist() == shown.users[stage.rows].tolist()
         assert stage.candidates.tolist() == shown.items[stage.rows].tolist()
         assert stage.labels.tolist() == shown.labels[stage.rows].tolist()
         assert stage.times is not None
-        assert stage.times.tolist() == shown.times[stage.rows].tolist()
+        assert stage.times.tolist() == [began[pairs[row]] for row in stage.rows]
         assert clicks.counts[f"{name}_candidates"] == len(stage)
         assert clicks.counts[f"{name}_requests"] == len(set(stage.requests.tolist()))
         for user, time, end in zip(stage.users, stage.times, stage.history_ends, strict=True):
@@ -64,13 +68,11 @@ def check(store: HistoryStore, clicks: ClickSplit) -> None:
             if clicks.view.kind == "positives" and store.labels is not None:
                 wanted = wanted[store.labels[wanted] == 1]
             assert seen.tolist() == wanted.tolist()
-    # Candidates belong together exactly where user and request (or moment) are the same.
-    named = np.where(shown.requests < 0, -1 - shown.times, shown.requests)
     truth: dict[tuple[int, int], set[int]] = {}
     found: dict[int, set[int]] = {}
     for stage in stages:
         for row, request in zip(stage.rows.tolist(), stage.requests.tolist(), strict=True):
-            truth.setdefault((int(shown.users[row]), int(named[row])), set()).add(row)
+            truth.setdefault(pairs[row], set()).add(row)
             found.setdefault(request, set()).add(row)
     assert sorted(map(sorted, truth.values())) == sorted(map(sorted, found.values()))
     requests = [set(stage.requests.tolist()) for stage in stages]
@@ -141,8 +143,10 @@ def test_a_cut_through_a_request_leaves_it_where_it_began() -> None:
         store_of(shown), history="events", validation_cut=0.5, test_cut=0.7
     )
     assert clicks.training.times is not None
-    assert clicks.training.times.tolist() == [0, 1, 2, 3, 9]
-    assert clicks.training.history_ends.tolist() == [0, 1, 2, 3, 9]
+    # The row of moment 9 is asked with the request it belongs to, at 3, before the cut at 4.
+    assert clicks.training.rows.tolist() == [0, 1, 2, 3, 8]
+    assert clicks.training.times.tolist() == [0, 1, 2, 3, 3]
+    assert clicks.training.history_ends.tolist() == [0, 1, 2, 3, 3]
     assert clicks.protocol == "time-impressions-events"
     # Six of nine candidates are before 6, the first moment of the test.
     assert clicks.validation.times is not None and clicks.test.times is not None

@@ -213,7 +213,11 @@ def test_impressions_beside_histories(tmp_path_factory, before, shown):
             assert (request == same) == (one[4] == other[4])
         assert (request == -1) == (one[4] == "")
     report = read_report(made)["impressions"]
-    assert report["before_first_event"] == ends.count(0)
+    # A request is asked as its first row finds the user.
+    asked = (ordered[::-1], ends[::-1])
+    starts = {(row[0], row[4] or row[2]): end for row, end in zip(*asked, strict=True)}
+    empty = [starts[row[0], row[4] or row[2]] == 0 for row in ordered]
+    assert report["before_first_event"] == sum(empty)
     assert report["users_without_history"] == len(people - {row[0] for row in before})
     assert report["items_without_events"] == len(things - {row[1] for row in before})
 
@@ -241,6 +245,13 @@ def test_impressions_are_reported(tmp_path):
     rejected = pl.read_parquet(folder / "quarantine_impressions.parquet")
     assert rejected.select("request", "line").rows() == [("lost", 5)]
     open_store(folder, verify=True)
+
+
+def test_a_request_counts_as_its_first_row_finds_the_user(tmp_path):
+    # The user's first event is at 0, between the two rows of the request.
+    shown = [("u", "a", -1, 1, "r", "d"), ("u", "b", 5, 0, "r", "d"), ("u", "c", 6, 0, "s", "d")]
+    report = read_report(ingested(tmp_path, shown))["impressions"]
+    assert report["before_first_event"] == 2
 
 
 @pytest.mark.parametrize(("label", "reason"), [(2, "is not 0 or 1"), (None, "is missing")])
