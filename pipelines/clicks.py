@@ -71,6 +71,8 @@ class ClickJudge:
         columns: the features of this store.
         max_length: newest events of each history a ranker sees.
         evaluation: what is measured.
+        leaking: whether the model was trained on some of the answers, or on what came later.
+        trained_on: how the model was trained, where it was not on this split's training rows.
     """
 
     store: HistoryStore
@@ -80,6 +82,8 @@ class ClickJudge:
     columns: EncodedColumns
     max_length: int
     evaluation: ClickEvaluationConfig
+    leaking: bool = False
+    trained_on: str = ""
 
     @property
     def protocol(self) -> str:
@@ -93,12 +97,14 @@ class ClickJudge:
             parts.append("impressions")
         if self.split.negatives is not None:
             parts.append(self.split.negatives.name)
+        if self.leaking:
+            parts.append("leaking")
         return "-".join(parts)
 
     @property
     def legend(self) -> str:
         """The protocol in words."""
-        return self.split.in_words
+        return self.split.in_words + self.trained_on
 
     def name(self, stage: str, metric: str) -> str:
         """Full name of a metric."""
@@ -195,6 +201,30 @@ def check_click_evaluation(evaluation: ClickEvaluationConfig, monitor: str | Non
     if monitor is not None and monitor not in known:
         hint = nearest(monitor, known) or f" Known: {', '.join(known)}."
         raise ConfigError(f"trainer.monitor: there is no metric '{monitor}'.{hint}")
+
+
+def check_defined(monitor: str, asked: ClickQuestions, evaluation: ClickEvaluationConfig) -> None:
+    """Refuses a monitor that has no value on the validation questions, whatever the scores.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    from recsys.evaluation.click_report import summarise_clicks
+
+    values = summarise_clicks(
+        asked.labels,
+        np.full(len(asked), 0.5),
+        asked.users,
+        asked.requests,
+        ks=evaluation.ks,
+        weighting=evaluation.gauc_weighting,
+        bins=evaluation.calibration_bins,
+    )
+    if not np.isfinite(values[monitor]):
+        raise ConfigError(
+            f"trainer.monitor={monitor} is not defined on the {len(asked):,} validation questions: "
+            "no user, or no request, has candidates of both labels; take auc or logloss"
+        )
 
 
 def check_regularisers(objective: ObjectiveConfig) -> None:

@@ -14,8 +14,8 @@ results, one row a question among them, become a run of their own.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError, build
 from pipelines.clicks import (
@@ -39,16 +39,20 @@ from pipelines.judging import (
     split_counts,
     table,
 )
-from pipelines.paths import artifact_root, tracking_uri
+from pipelines.paths import artifact_root, cache_dir, tracking_uri
 from pipelines.result import check_result_path, write_result
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
     EvaluateConfig,
     EvaluationConfig,
+    TimeConfig,
     TrainConfig,
 )
 from pipelines.ui import how_to_open
+
+if TYPE_CHECKING:
+    from recsys.tracking.run import RunInfo
 
 
 def implied(overrides: list[str]) -> list[str]:
@@ -137,15 +141,19 @@ def run(config: EvaluateConfig) -> None:
         if unknown := judge.unknown_values("test"):
             said = ", ".join(f"{name} {count:,}" for name, count in unknown.items())
             say(f"values that training did not know, in the test questions: {said}")
-        if evaluation.baselines:
-            models |= click_baselines(trained, judge)
     else:
         filter_seen = evaluation.filter_seen and not data.repeats
         judge = Judge(store, make_split(split_config, store), evaluation, filter_seen)
-        if evaluation.baselines:
-            beside = baselines(judge, trained.trainer.monitor, data.repeats)
-            models |= {baseline.name: baseline for baseline in beside}
     say(split_counts(judge.split))
+    if config.data is not None or config.split is not None:
+        judge = with_leaks(config, trained, judge, info)
+        if evaluation.baselines:
+            say("the baselines are fitted on this test's own training rows")
+    if evaluation.baselines and isinstance(judge, ClickJudge):
+        models |= click_baselines(trained, judge)
+    elif evaluation.baselines and isinstance(judge, Judge):
+        beside = baselines(judge, trained.trainer.monitor, data.repeats)
+        models |= {baseline.name: baseline for baseline in beside}
     with TrackedRun.start(
         uri=uri,
         artifact_root=str(artifact_root()),
@@ -179,6 +187,53 @@ def run(config: EvaluateConfig) -> None:
     say(text)
     say(f"\n{seconds:.0f} s. The run in the MLflow UI:")
     say(how_to_open(tracked.run_id, config.tracking.uri))
+
+
+def with_leaks(
+    config: EvaluateConfig, trained: TrainConfig, judge: Judge | ClickJudge, info: RunInfo
+) -> Judge | ClickJudge:
+    """The judge, which knows what the model was trained on.
+
+    Raises:
+        ConfigError: on answers of this test, unless `leaks=mark`.
+    """
+    from recsys.histories.leaks import find_leak
+    from recsys.histories.store import StoreError, open_store
+
+    what = f"split={trained.split.name}"
+    if config.data is not None:
+        what += f" on data={trained.data.name}"
+    judge = replace(judge, trained_on=f"; the model was trained with {what}")
+    store = judge.store
+    if store.fingerprint != info.tags["store"]:
+        folder = cache_dir() / "stores" / f"{trained.data.name}-{info.tags['store'][:12]}"
+        try:
+            store = open_store(folder)
+        except StoreError:
+            say(
+                "whether the model was trained on answers of this test is not known: the store it "
+                f"was trained on is not at {folder}"
+            )
+            return judge
+    if isinstance(trained.questions, ClicksConfig):
+        learned: Any = make_click_split(trained.split, trained.questions, store)
+    else:
+        learned = make_split(trained.split, store)
+    leak = find_leak(judge.split, judge.store, learned, store)
+    future = isinstance(config.split or trained.split, TimeConfig)
+    if leak.answers == 0 and not (future and leak.later):
+        return judge
+    said = f"{leak.answers:,} of the {leak.questions:,} test questions have answers"
+    if future:
+        said += f", and {leak.later:,} training events are not earlier than the first of them,"
+    said += f" that the model was trained on ({what})"
+    if config.leaks == "refuse":
+        raise ConfigError(
+            f"{said}: its numbers would say nothing about new questions. Train with the split that "
+            "you judge by, or take leaks=mark, which marks every number's name"
+        )
+    say(said)
+    return replace(judge, leaking=True)
 
 
 if __name__ == "__main__":

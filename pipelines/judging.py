@@ -68,6 +68,30 @@ def split_counts(split: Split | ClickSplit) -> str:
     return f"split {split.protocol}: " + " · ".join(counts)
 
 
+def unusable_rows(report: Mapping[str, Any]) -> str:
+    """What the ingest set aside, in one line; "" where nothing was.
+
+    >>> unusable_rows({"quarantined": {"no item": 2}, "impressions": None})
+    '2 rows of the log could not be used (no item: 2): quarantine.parquet of the store holds them'
+    >>> unusable_rows({"quarantined": {}, "impressions": None})
+    ''
+    """
+    shown = report["impressions"] or {}
+    said = []
+    for log, rejected in (
+        ("the log", report["quarantined"]),
+        ("the impressions", shown.get("quarantined", {})),
+    ):
+        if rejected:
+            reasons = ", ".join(f"{why}: {count:,}" for why, count in rejected.items())
+            said.append(f"{sum(rejected.values()):,} rows of {log} could not be used ({reasons})")
+    if not said:
+        return ""
+    if lost := shown.get("requests_without_candidates"):
+        said.append(f"{lost:,} requests have no usable candidate left")
+    return "; ".join(said) + ": quarantine.parquet of the store holds them"
+
+
 @dataclass(frozen=True)
 class Judge:
     """Asks models the questions of one protocol, always in the same way.
@@ -78,19 +102,23 @@ class Judge:
         evaluation: cut-offs, filter, order of ties.
         filter_seen: whether items of the history are left out: the setting, unless the data say
             that repeats are right answers.
+        leaking: whether the model was trained on some of the answers, or on what came later.
+        trained_on: how the model was trained, where it was not on this split's training rows.
     """
 
     store: HistoryStore
     split: Split
     evaluation: EvaluationConfig
     filter_seen: bool
+    leaking: bool = False
+    trained_on: str = ""
 
     @property
     def protocol(self) -> str:
         """As it stands in metric names."""
         from recsys.evaluation.report import protocol_name
 
-        return protocol_name(self.split.protocol, self.filter_seen)
+        return protocol_name(self.split.protocol, self.filter_seen) + "-leaking" * self.leaking
 
     @property
     def legend(self) -> str:
@@ -98,7 +126,7 @@ class Judge:
         seen = (
             "items already in the history left out" if self.filter_seen else "all items, seen too"
         )
-        return f"{self.split.in_words}; whole catalogue ranked, {seen}"
+        return f"{self.split.in_words}; whole catalogue ranked, {seen}{self.trained_on}"
 
     def name(self, stage: str, metric: str) -> str:
         """Full name of a metric."""

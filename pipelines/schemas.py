@@ -628,6 +628,8 @@ class EvaluateConfig:
         data: another store with the same items; null takes the run's own.
         split: another split; null takes the run's own.
         evaluation: what is measured.
+        leaks: what happens where the model was trained on answers of the test: "refuse", or "mark"
+            every number's name with "leaking".
         tracking: where the run is kept.
         result: a file for the final table as JSON.
     """
@@ -636,6 +638,7 @@ class EvaluateConfig:
     data: DataConfig | None
     split: SplitConfig | None
     evaluation: EvaluationConfig | ClickEvaluationConfig
+    leaks: Literal["refuse", "mark"]
     tracking: TrackingConfig
     result: str | None
 
@@ -656,6 +659,10 @@ class RecommendConfig:
         candidates_where: an SQL condition on the rows of `candidates`, such as "price < 20".
         exclude: a file of items that may not be recommended.
         filter_seen: leave out items of the history; null: as the run was judged.
+        seen: which items those are: of all "events", or those "taken" (label 1); null: those that
+            the model's histories hold.
+        at: ISO date or time that features of recency count from; null: the newest event, and with
+            history=test each user's test question.
         tie_seed: of the order among equal scores.
         tracking: where the run is kept.
         result: a file for counts and times as JSON.
@@ -672,6 +679,8 @@ class RecommendConfig:
     candidates_where: str | None
     exclude: str | None
     filter_seen: bool | None
+    seen: Literal["events", "taken"] | None
+    at: str | None
     tie_seed: int
     tracking: TrackingConfig
     result: str | None

@@ -29,6 +29,7 @@ from pipelines.clicks import (
     RANKERS,
     ClickJudge,
     check_click_evaluation,
+    check_defined,
     check_kinds,
     check_regularisers,
     click_baselines,
@@ -52,6 +53,7 @@ from pipelines.judging import (
     show_progress,
     split_counts,
     table,
+    unusable_rows,
 )
 from pipelines.optimization import optimization_of
 from pipelines.paths import artifact_root, cache_dir, tracking_uri
@@ -97,6 +99,9 @@ def run(config: TrainConfig) -> None:
     from recsys.histories.ingest_report import read_report
     from recsys.tracking.run import TrackedRun, environment_tags
 
+    report = read_report(folder)
+    if aside := unusable_rows(report):
+        say(aside)
     title = run_title(config)
     with TrackedRun.start(
         uri=config.tracking.uri or tracking_uri(),
@@ -114,7 +119,7 @@ def run(config: TrainConfig) -> None:
         run_id=resumed,
     ) as tracked:
         say(f"run {tracked.run_id} ({config.name or title})")
-        tracked.artifact_json("ingest_report.json", read_report(folder))
+        tracked.artifact_json("ingest_report.json", report)
         tracked.dataset(
             config.data.name,
             store.fingerprint,
@@ -175,12 +180,13 @@ def click_job(config: TrainConfig) -> ClickJudge:
     monitor = config.trainer.monitor
 
     def accept(store: HistoryStore) -> None:
-        requests = make_click_split(config.split, questions, store).validation.requests
-        if monitor.startswith("request_") and not bool((requests >= 0).any()):
+        asked = make_click_split(config.split, questions, store).validation
+        if monitor.startswith("request_") and not bool((asked.requests >= 0).any()):
             raise ConfigError(
                 f"trainer.monitor={monitor}: the log has no requests; take auc, or name them in "
                 "data.impressions.columns.request"
             )
+        check_defined(monitor, asked, evaluation)
 
     folder = make_store(config.data, accept)
     from recsys.histories.store import open_store

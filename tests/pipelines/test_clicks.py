@@ -16,7 +16,9 @@ from pipelines.entry import compose
 from pipelines.recommend import run as recommend
 from pipelines.schemas import RecommendConfig, TrainConfig
 from pipelines.train import run
+from recsys.evaluation.click_metrics import gauc
 from recsys.testing import planted_clicks
+from recsys.training.optimizer import Optimization
 from tests.pipelines.conftest import Place, files_below
 from tests.pipelines.test_train import artifacts, refused
 
@@ -154,6 +156,30 @@ def test_settings_of_an_evaluation_are_those_of_the_runs_kind(
     (row,) = json.loads((place.folder / "users.json").read_text())["rows"]
     before = result["rows"][0]["metrics"]
     assert row["metrics"]["test/clicks/auc"] == before["test/clicks/auc"]
+    frame = pl.read_parquet(artifacts(place, run_id) / "per_question/test/DIN.parquet")
+    user, label, score = (frame[name].to_numpy() for name in ("user", "label", "score"))
+    assert row["metrics"]["test/clicks/gauc"] == gauc(label, score, user, weighting="users")
+
+
+def test_a_test_that_was_trained_on_is_refused_or_marked(
+    trained: tuple[Place, dict[str, Any], str],
+) -> None:
+    place, result, _ = trained
+    again = [f"run={result['run_id']}", "evaluation.baselines=false"]
+    cuts = ["split=time", "split.target=successive"]
+    cuts += ["split.validation_cut=0.3", "split.test_cut=0.5"]
+    message = refused(place, "evaluate", *again, *cuts)
+    # Of each user's 20 events the last 10 are asked, of which training had the first 6.
+    assert "240 of the 400 test questions have answers" in message
+    assert "that the model was trained on (split=share)" in message and "leaks=mark" in message
+    done = place.command("evaluate", *again, *cuts, "leaks=mark", "result=leaking.json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((place.folder / "leaking.json").read_text())["rows"]
+    assert all(name.startswith("test/clicks-time-successive-leaking/") for name in row["metrics"])
+    assert "; the model was trained with split=share)" in done.stdout
+    done = place.command("evaluate", *again, "split=share", "result=same.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((place.folder / "same.json").read_text())["rows"] == result["rows"][:1]
 
 
 def test_unknown_categories_are_counted(trained: tuple[Place, dict[str, Any], str]) -> None:
@@ -251,7 +277,7 @@ def test_what_a_model_reaches_without_histories(
     ("overrides", "words"),
     [
         (["objective=bpr"], "objective=bpr does not go with model=din"),
-        (["trainer=next_item"], "trainer"),
+        (["trainer=next_item"], "unknown key 'trainer.rows_per_batch'"),
         (["questions=next_item"], "questions=next_item does not go with model=din"),
         (["trainer.monitor=acu"], "there is no metric 'acu'. Did you mean 'auc'?"),
         (
@@ -282,7 +308,7 @@ def test_what_a_model_reaches_without_histories(
                 "+data.features.device.of=context",
                 "+data.features.device.column=device",
             ],
-            "device",
+            "column 'device' of context does not hold numbers only",
         ),
         (
             [
@@ -307,10 +333,70 @@ def test_wrong_settings_and_data_are_refused(here: Here, overrides: list[str], w
 
 def test_a_monitor_without_a_value_is_refused(here: Here) -> None:
     write_log(here.folder / "log.parquet", users=12)
-    with pytest.raises(ValueError, match="val/clicks-loo/gauc is not defined on the validation"):
+    before = files_below(here.folder)
+    with pytest.raises(ValueError, match=r"trainer\.monitor=gauc is not defined on the 12 valid"):
         here.train(*SMALL, "split=loo", "trainer.monitor=gauc")
+    assert files_below(here.folder) == before
     metrics = here.train(*SMALL, "split=loo")
     assert metrics["test/clicks-loo/gauc"] is None  # in the table it is a null
+
+
+def test_unusable_rows_are_said(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = write_log(here.folder / "log.parquet", users=12)
+    item = pl.when(pl.int_range(pl.len()) == 3).then(None).otherwise("item")
+    frame.with_columns(item=item).write_parquet(here.folder / "log.parquet")
+    here.train(*SMALL)
+    said = capsys.readouterr().out
+    assert "1 rows of the log could not be used (" in said, said
+
+
+def test_every_setting_reaches_training(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_log(here.folder / "log.parquet", users=12)
+    seen: dict[str, Any] = {}
+
+    class Seen(Exception):
+        pass
+
+    def fit(task: Any, batches: Any, **options: Any) -> None:
+        seen.update(options, task=task, batches=batches)
+        raise Seen
+
+    monkeypatch.setattr("recsys.training.fit.fit", fit)
+    settings = [
+        *SMALL,
+        "model.max_length=7",
+        "trainer.max_epochs=5",
+        "trainer.patience=4",
+        "trainer.validate_every=3",
+        "trainer.monitor=logloss",
+        "trainer.rows_per_batch=50",
+        "trainer.minimum_batches=6",
+        "trainer.learning_rate=0.5",
+        "trainer.weight_decay=0.25",
+        "trainer.warmup_steps=2",
+        "trainer.schedule=cosine",
+        "trainer.beta2=0.9",
+        "trainer.precision=bf16",
+        "trainer.checkpoint_seconds=7",
+        "trainer.average_weights=0.9",
+        "seed=11",
+    ]
+    with pytest.raises(Seen):
+        here.train(*settings)
+    task, batches = seen["task"], seen["batches"]
+    assert task.optimization == Optimization(0.5, 0.25, 2, 5 * 6, "cosine", beta2=0.9)
+    identity = batches.identity()
+    assert (identity["seed"], identity["max_length"]) == (11, 7) and len(batches) == 6
+    assert (seen["max_epochs"], seen["patience"], seen["validate_every"]) == (5, 4, 3)
+    assert seen["monitor"] == "val/clicks/logloss" and seen["smaller_is_better"]
+    assert (seen["precision"], seen["checkpoint_seconds"]) == ("bf16", 7)
+    assert seen["average_weights"] == 0.9 and seen["resume"] is None
+    assert task.penalty.weight == 0.01  # objective.l2
+    for monitor, smaller in (("auc", False), ("gauc", False), ("calibration_error", True)):
+        with pytest.raises(Seen):
+            here.train(*settings, f"trainer.monitor={monitor}")
+        assert seen["smaller_is_better"] is smaller
+        assert seen["monitor"] in seen["validate"](task.model.eval())
 
 
 def test_a_next_item_model_does_not_take_click_groups(tmp_path: Path) -> None:
