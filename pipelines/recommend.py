@@ -9,8 +9,13 @@ Examples:
 
 Files of ids are tables (.csv, .tsv, .parquet, .ndjson) with the log's column of users or items, or
 a .txt with one id a line. histories= takes a log in the columns of the run's data: people the model
-has never seen, read with its vocabulary. Unknown ids are skipped and counted; who has no history
-gets the most popular items, and `model` then says Popularity.
+has never seen, whatever their ids, read with its vocabulary. Unknown ids are skipped and counted;
+who has no history that the model reads gets the most popular items, and `model` then says
+Popularity (a ranker that reads no histories answers itself).
+
+Items of the history are left out: of a ranker that reads what was taken (label 1), those that were
+taken; else all. seen=events and seen=taken choose, filter_seen=false leaves nothing out. Recency
+counts from the newest event, or from at=2024-05-31T12:00.
 
 A million users take no more memory than a few thousand. Ctrl-C keeps what is done: the same command
 goes on from there. The file appears when it is whole.
@@ -29,18 +34,51 @@ from pipelines.ingest import make_store
 from pipelines.judging import make_split, say
 from pipelines.paths import tracking_uri
 from pipelines.result import check_result_path, write_result
-from pipelines.schemas import ClicksConfig, DataConfig, RecommendConfig, TrainConfig
+from pipelines.schemas import (
+    ClicksConfig,
+    DataConfig,
+    FeatureConfig,
+    RecommendConfig,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
+    from recsys.histories.features import FittedFeatures
     from recsys.histories.store import HistoryStore
     from recsys.histories.vocabulary import Vocabulary
     from recsys.serving.people import People
+    from recsys.serving.recommender import Seen
     from recsys.tracking.run import RunInfo
 
 SECONDS_BETWEEN_LINES = 10.0
+LEFT_OUT = {
+    "events": "items of the history are left out",
+    "taken": "items that were taken (label 1) are left out",
+    None: "items of the history are listed too",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What the model reads of a person.
+
+    Attributes:
+        history: which events: "positives", all "events", or "none".
+        labels: whether labels matter, to the model or to what is left out.
+        features: of a ranker; None for models of the next item.
+    """
+
+    history: str
+    labels: bool
+    features: FittedFeatures | None
+
+    @property
+    def taken_only(self) -> bool:
+        """Whether it reads what was taken, where a log says so."""
+        return self.history == "positives"
 
 
 def run(config: RecommendConfig) -> None:
@@ -56,6 +94,8 @@ def run(config: RecommendConfig) -> None:
     data = config.data or trained.data
     folder = info.artifact("model")
     described = read_description(folder)
+    reading = what_is_read(config, trained, folder)
+    filter_seen = is_seen_filtered(config, data, trained)
 
     def accept(store: HistoryStore) -> None:
         try:
@@ -68,37 +108,37 @@ def run(config: RecommendConfig) -> None:
 
     store = open_store(make_store(data, accept))
     split = make_split(trained.split, store) if config.history == "test" else None
-    clicks = isinstance(trained.questions, ClicksConfig)
+    clicks = reading.features is not None
     if clicks and config.history == "test" and store.impressions is not None:
         raise ConfigError(
             "history=test: the questions of this run are impressions, which are cut by request and "
             "not by event; take history=all"
         )
     asked_at = None if split is None else split.test
-    people, asked = find_people(config, data, store, asked_at, clicks)
+    people, asked = find_people(config, data, store, asked_at, reading)
     candidates, restricted = find_candidates(config, data, store.item_vocabulary)
-    filter_seen = config.filter_seen
-    if filter_seen is None:
-        # Click tables do not rank the catalogue, so nothing there says it.
-        filter_seen = getattr(trained.evaluation, "filter_seen", True) and not data.repeats
-    popularity_V = event_counts(store, None if split is None else split.training_ends)
-    if clicks:
+    seen = what_is_seen(config, people.store, reading) if filter_seen else None
+    popularity_V = event_counts(
+        store, None if split is None else split.training_ends, taken_only=clicks
+    )
+    if reading.features is not None:
         assert isinstance(trained.questions, ClicksConfig)
-        from recsys.histories.features import FittedFeatures
         from recsys.serving.rankers import RankerScorer
         from recsys.training.saved_model import load_model
 
         scorer = RankerScorer(
             load_model(folder)[0],
-            FittedFeatures.load(folder / "features.json"),
+            reading.features,
             trained.questions.history,
             store,
+            moments_of(config, reading.features, people),
         )
         recommender = Recommender(
             scorer,  # type: ignore[arg-type]  # its batches are its own
             store.item_vocabulary,
             name=described["name"],
-            candidates_C=candidates,  # no popularity list: a ranker reads more than the history
+            popularity_V=None if reading.history == "none" else popularity_V,
+            candidates_C=candidates,
             tie_seed=config.tie_seed,
             make_batch=scorer.make_batch,
         )
@@ -114,7 +154,7 @@ def run(config: RecommendConfig) -> None:
         (
             "all" if split is None else split.protocol,
             "full" if candidates is None else "listed",
-            "unseen" if filter_seen else "all",
+            {"events": "unseen", "taken": "untaken", None: "all"}[seen],
         )
     )
     K = min(config.k, recommender.candidates)
@@ -126,13 +166,21 @@ def run(config: RecommendConfig) -> None:
         import polars as pl
 
         some = people.slice(number * step, min((number + 1) * step, len(people)))
-        top = recommender.top_k(some.store, some.users_M, some.ends_M, k=K, filter_seen=filter_seen)
+        top = recommender.top_k(
+            some.store,
+            some.users_M,
+            some.ends_M,
+            k=K,
+            filter_seen=filter_seen,
+            seen=seen or "events",
+            read_N=some.read_M,
+        )
         return recommender.frame(some.raw_users, top).with_columns(protocol=pl.lit(protocol))
 
     output = Path(config.output).expanduser()
     say(
         f"{recommender.name} of run {info.run_id} ('{info.name}'): {protocol}, {K} of "
-        f"{recommender.candidates:,} items for {len(people):,} people"
+        f"{recommender.candidates:,} items for {len(people):,} people; {LEFT_OUT[seen]}"
     )
     try:
         found = write_in_parts(
@@ -145,6 +193,8 @@ def run(config: RecommendConfig) -> None:
                 "store": store.fingerprint,
                 "k": config.k,
                 "filter_seen": filter_seen,
+                "seen": seen,
+                "at": config.at,
                 "tie_seed": config.tie_seed,
                 "history": config.history,
                 "people_in_a_part": step,
@@ -180,6 +230,14 @@ def check_settings(config: RecommendConfig) -> None:
         raise ConfigError(
             f"history={config.history} is about users of the run's split; histories= are read whole"
         )
+    if config.at is not None:
+        from recsys.logs.schema import parse_moment
+
+        parse_moment(config.at, "at")
+        if config.history == "test":
+            raise ConfigError(
+                "history=test asks each user at the time of the own test question: leave at= out"
+            )
     if config.candidates_where is not None and config.candidates is None:
         raise ConfigError("candidates_where is a condition on the table of candidates=: give it")
 
@@ -204,8 +262,132 @@ def trained_run(config: RecommendConfig) -> tuple[RunInfo, TrainConfig]:
     return info, build(TrainConfig, yaml.safe_load(text), lambda key: f" in run {info.run_id}")
 
 
+def what_is_read(config: RecommendConfig, trained: TrainConfig, folder: Path) -> Reading:
+    """What the model of a run reads of a person.
+
+    Raises:
+        ValueError: `at` is given, and nothing counts from it.
+    """
+    features = None
+    history, labels = "events", config.seen == "taken"
+    if isinstance(trained.questions, ClicksConfig):
+        from recsys.histories.features import FittedFeatures
+
+        features = FittedFeatures.load(folder / "features.json")
+        history = trained.questions.history
+        labels = labels or history != "none"
+    if config.at is not None and not (features and reads_recency(features)):
+        raise ConfigError(
+            f"at={config.at} is the moment that features of recency count from, and the model has "
+            "none: leave it out"
+        )
+    return Reading(history, labels, features)
+
+
+def reads_recency(features: FittedFeatures) -> bool:
+    """Whether a model reads how long ago events were."""
+    from recsys.histories.features import Recency
+
+    return any(isinstance(feature, Recency) for feature in features.features)
+
+
+def is_seen_filtered(config: RecommendConfig, data: DataConfig, trained: TrainConfig) -> bool:
+    """Whether seen items are left out: as asked for, or as the run was judged.
+
+    Raises:
+        ValueError: `seen` is given, and nothing is left out.
+    """
+    filter_seen, why = config.filter_seen, "filter_seen=false"
+    if filter_seen is None:
+        # Click tables do not rank the catalogue, so nothing there says it.
+        judged = getattr(trained.evaluation, "filter_seen", True)
+        filter_seen = judged and not data.repeats
+        why = "data.repeats=true" if judged else "evaluation.filter_seen=false of the run"
+    if config.seen is not None and not filter_seen:
+        raise ConfigError(
+            f"seen={config.seen} says which items are left out, and with {why} none are: set "
+            "filter_seen=true, or leave seen out"
+        )
+    return filter_seen
+
+
+def what_is_seen(config: RecommendConfig, store: HistoryStore, reading: Reading) -> Seen:
+    """Which items are left out: as asked for, or those that the model's histories hold.
+
+    Args:
+        config: of the command.
+        store: the histories of the people.
+        reading: of the model.
+
+    Raises:
+        ValueError: what was taken is asked for, and nothing says it.
+    """
+    if config.seen == "taken" and store.labels is None:
+        raise ConfigError(
+            "seen=taken: the log has no labels (data.columns.label), so nothing says what was "
+            "taken; take seen=events"
+        )
+    if config.seen is not None:
+        return config.seen
+    return "taken" if reading.taken_only and store.labels is not None else "events"
+
+
+def moments_of(
+    config: RecommendConfig, features: FittedFeatures, people: People
+) -> int | np.ndarray:
+    """When the lists are asked for, for features of recency: see `RankerScorer`. It is said.
+
+    Raises:
+        ValueError: `at` lies before an event.
+    """
+    import numpy as np
+
+    from recsys.histories.store import NO_TIME
+    from recsys.logs.schema import parse_moment
+    from recsys.serving.people import StoredPeople
+
+    if not reads_recency(features):
+        return NO_TIME
+    store = people.store
+    if config.history == "test":
+        assert isinstance(people, StoredPeople) and store.times is not None
+        moments = np.full(store.users, NO_TIME)
+        moments[people.users_N] = store.times[store.offsets[people.users_N] + people.ends_N]
+        say("recency counts from each user's test question")
+        return moments
+    newest = NO_TIME if store.times is None else int(store.times.max(initial=NO_TIME))
+    moment = newest if config.at is None else parse_moment(config.at, "at")
+    if newest == NO_TIME:
+        if config.at is not None:
+            raise ConfigError(f"at={config.at}: the histories have no times, so nothing counts")
+        return NO_TIME  # said among what is missing
+    if moment < newest:
+        raise ConfigError(
+            f"at={config.at} is before the newest event, of {in_words(newest)}: lists are asked "
+            "for after their histories"
+        )
+    of = "the newest event" if config.at is None else "the moment of at="
+    say(f"recency counts from {in_words(moment)}, {of}")
+    return moment
+
+
+def in_words(moment: int) -> str:
+    """Microseconds since 1970 as ISO 8601 in UTC.
+
+    >>> in_words(1_000_000)
+    '1970-01-01T00:00:01'
+    """
+    import numpy as np
+
+    return str(np.datetime64(moment, "us").astype("datetime64[s]"))
+
+
 def find_people(
-    config: RecommendConfig, data: DataConfig, store: HistoryStore, questions: Any, clicks: bool
+    config: RecommendConfig,
+    data: DataConfig,
+    store: HistoryStore,
+    questions: Any,
+    reading: Reading,
 ) -> tuple[People, dict[str, Any]]:
     """Whom to answer, and what says so in the parts' identity. What is left out is said.
 
@@ -214,7 +396,7 @@ def find_people(
         data: of the store.
         store: the model's own.
         questions: the test questions if `history` asks for them.
-        clicks: whether the model is a ranker, which reads labels too.
+        reading: what the model reads of a person.
     """
     import numpy as np
 
@@ -223,15 +405,15 @@ def find_people(
     from recsys.serving.people import NewPeople, StoredPeople, first_questions
 
     if config.histories is not None:
-        people = NewPeople(
-            open_store(their_store(data, config.histories, clicks)), store.item_vocabulary
-        )
+        theirs = open_store(their_store(config, data, config.histories, reading))
+        people = NewPeople(theirs, store.item_vocabulary, taken_only=reading.taken_only)
         if skipped := people.counts["events_unknown"]:
             say(
                 f"{skipped:,} of {people.store.events:,} events are skipped: they are on "
                 f"{people.counts['items_unknown']:,} items the model does not know"
             )
-        say_empty(people.ends_N)
+        say_empty(people, reading)
+        say_missing(reading, people.store, config.histories)
         return people, {"histories": people.store.fingerprint}
     users, asked = np.arange(store.users), {}
     if config.users is not None:
@@ -245,31 +427,55 @@ def find_people(
         users, ends = users[ends >= 0], ends[ends >= 0]
         if len(users) == 0:
             raise ConfigError("history=test: nobody who was asked for has a test question")
-    say_empty(ends)
-    return StoredPeople(store, users, ends), asked
+    stored = StoredPeople(store, users, ends, taken_only=reading.taken_only)
+    say_empty(stored, reading)
+    say_missing(reading)
+    return stored, asked
 
 
-def their_store(data: DataConfig, path: str, clicks: bool) -> Path:
-    """The store of other people's events; without labels if they have none, which is said."""
-    from recsys.logs.errors import LogError
+def their_store(config: RecommendConfig, data: DataConfig, path: str, reading: Reading) -> Path:
+    """The store of other people's events, with what the file has of the features' columns.
 
-    try:
-        return make_store(histories_config(data, path, clicks))
-    except LogError as error:
-        if not clicks or data.positive_only or "data.columns.label" not in str(error):
-            raise
-    say(f"{path} has no column '{data.columns.label}': all of its events count as taken")
-    return make_store(histories_config(data, path, clicks=False))
+    Labels that it lacks are said. Other features that it lacks: see `say_missing`.
+    """
+    from recsys.logs.readers import open_log
+    from recsys.logs.schema import Columns
+
+    names = data.columns
+    log = open_log(path, Columns(names.user, names.item, names.time, names.order), data.time_unit)
+    there = set.intersection(*(set(schema) for schema in log.schemas))
+    labels = reading.labels
+    told = names.label is None or names.label in there
+    if labels and not told and not data.positive_only and config.seen != "taken":
+        count = "taken" if reading.taken_only else "unlabelled"
+        say(f"{path} has no column '{names.label}': all of its events count as {count}")
+        labels = False
+    read = [] if reading.features is None else reading.features.features
+    wanted = {feature.name for feature in read if feature.of in ("user", "event")}
+    given = {
+        name: feature
+        for name, feature in data.features.items()
+        if name in wanted and getattr(feature, "column", None) in there
+    }
+    return make_store(histories_config(data, path, labels, given))
 
 
-def histories_config(data: DataConfig, path: str, clicks: bool) -> DataConfig:
+def histories_config(
+    data: DataConfig, path: str, labels: bool, features: dict[str, FeatureConfig]
+) -> DataConfig:
     """The settings that read other people's events as the model's own were read.
 
     What makes an event stays as it was; whose events count, and from when, does not. Columns that
-    say nothing to a model of item histories need not be there.
+    say nothing to the model need not be there.
+
+    Args:
+        data: of the model's own log.
+        path: of theirs.
+        labels: whether labels are read.
+        features: whose columns the log has; of users they are the same in all events of one.
     """
     by_rating = data.minimum_rating is not None
-    labels = data.positive_only or clicks  # a ranker reads them as behaviour
+    labels = data.positive_only or labels
     labels_from_ratings = labels and data.label_from_rating is not None
     return dataclasses.replace(
         data,
@@ -286,7 +492,7 @@ def histories_config(data: DataConfig, path: str, clicks: bool) -> DataConfig:
         users_key=None,
         items=None,
         items_key=None,
-        features={},
+        features=features,
         impressions=None,
         user_core=1,
         item_core=1,
@@ -345,10 +551,40 @@ def known_ids(
     return found.indices
 
 
-def say_empty(ends: np.ndarray) -> None:
-    """How many people have no history, and what they get."""
-    if empty := int((ends == 0).sum()):
-        say(f"{empty:,} people have no history: they get the most popular items")
+def say_empty(people: People, reading: Reading) -> None:
+    """How many people have no history that the model reads, and what they get."""
+    if reading.history == "none":
+        return  # the model's own list: it reads nobody's
+    if empty := int((people.read_N == 0).sum()):
+        taken = reading.taken_only and people.store.labels is not None
+        what = "history of items taken" if taken else "history"
+        say(f"{empty:,} people have no {what}: they get the most popular items")
+
+
+def say_missing(
+    reading: Reading, store: HistoryStore | None = None, path: str | None = None
+) -> None:
+    """Which features count as missing, and why.
+
+    Args:
+        reading: of the model.
+        store: the histories of new people; None for users of the model's own.
+        path: where they came from.
+    """
+    if reading.features is None:
+        return
+    from recsys.serving.rankers import lacking
+
+    if store is not None and (absent := lacking(reading.features, store)):
+        columns = [getattr(feature, "column", "times") for feature in absent]
+        names = [f"{f.name} ({column})" for f, column in zip(absent, columns, strict=True)]
+        say(f"{path} lacks what these features read: {', '.join(names)}; they count as missing")
+    context = [feature.name for feature in reading.features.features if feature.of == "context"]
+    if context:
+        say(
+            f"features of context count as missing: {', '.join(context)}; nobody knows yet where "
+            "and when the lists will be shown"
+        )
 
 
 def digests_below(folder: Path) -> dict[str, str]:

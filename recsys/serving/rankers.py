@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from recsys.evaluation.click_scores import score_clicks
 from recsys.histories.click_batches import Columns
 from recsys.histories.clicks import ClickQuestions, HistoryView, ViewKind, history_view
-from recsys.histories.features import ColumnFeature, EncodedColumns, FittedFeatures
+from recsys.histories.features import (
+    UNKNOWN,
+    ColumnFeature,
+    EncodedColumns,
+    Feature,
+    FittedFeatures,
+    HourOfWeek,
+    Recency,
+    UserId,
+)
 from recsys.histories.store import NO_TIME, HistoryStore
 
 QUESTIONS = 1 << 18  # made at once
@@ -29,30 +38,41 @@ class AskedUsers:
         columns: the fields of the store.
         users: int64 [R].
         ends: int64 [R], the history is the user's viewed events `[0, end)`.
+        moments: int64 [R], when the list is asked for, microseconds since 1970 (`NO_TIME` where
+            unknown).
     """
 
     view: HistoryView
     columns: Columns
     users: np.ndarray
     ends: np.ndarray
+    moments: np.ndarray
 
 
 class RankerScorer:
     """Scores by a ranker: the probability that the user takes the item, asked item by item.
 
-    Nobody knows beforehand when and where a list will be shown: fields of the question itself, and
-    how long ago the history's events are, count as missing.
+    Nobody knows beforehand where a list will be shown: fields of the question itself count as
+    missing.
 
     Args:
         model: the ranker, with `max_length`.
         features: that it was trained with.
-        history: "positives" or "events", as it was trained with.
+        history: "positives", "events" or "none", as it was trained with.
         store: the histories it is asked about; people of other stores (new ones) are asked about
-            too, and have the fields that follow from their histories alone.
+            too, with the fields that `NewPeopleColumns` gives.
+        moments: int64, when the lists are asked for, microseconds since 1970: one moment for
+            everybody, or [users], one for each user of the store. Recency counts from there, and
+            is missing where the moment is `NO_TIME`.
     """
 
     def __init__(
-        self, model: nn.Module, features: FittedFeatures, history: ViewKind, store: HistoryStore
+        self,
+        model: nn.Module,
+        features: FittedFeatures,
+        history: ViewKind,
+        store: HistoryStore,
+        moments: int | np.ndarray = NO_TIME,
     ) -> None:
         self.model = model
         self.features = features
@@ -60,15 +80,20 @@ class RankerScorer:
         self.store = store
         self.view = history_view(store, history)
         self.columns = features.columns(store)
+        self.moments = moments
+        self._others: tuple[HistoryStore, HistoryView, NewPeopleColumns] | None = None
 
     def make_batch(self, store: HistoryStore, users: np.ndarray, ends: np.ndarray) -> AskedUsers:
         """What `scores` takes; see `recsys.serving.recommender.Recommender`."""
+        moments = np.broadcast_to(self.moments, store.users)[users]
         if store is self.store:
-            view, columns = self.view, self.columns
-        else:
-            view = history_view(store, self.history)
-            columns = NewPeopleColumns(self.columns, store)  # type: ignore[assignment]
-        return AskedUsers(view, columns, users, view.ends(users, ends))
+            view = self.view
+            return AskedUsers(view, self.columns, users, view.ends(users, ends), moments)
+        if self._others is None or self._others[0] is not store:  # its values are encoded once
+            new = history_view(store, self.history), NewPeopleColumns(self.columns, store)
+            self._others = (store, *new)
+        _, view, columns = self._others
+        return AskedUsers(view, columns, users, view.ends(users, ends), moments)
 
     def scores(self, asked: AskedUsers) -> Tensor:
         """Scores [R, V] in float32; -inf for the padding."""
@@ -91,7 +116,7 @@ class RankerScorer:
             labels=np.zeros(rows, dtype=np.float32),
             requests=np.full(rows, -1, dtype=np.int64),
             rows=np.full(rows, -1, dtype=np.int64),
-            times=np.full(rows, NO_TIME, dtype=np.int64),
+            times=np.repeat(asked.moments[some], V - 1),
         )
         max_length: int = self.model.max_length  # type: ignore[assignment]
         return torch.from_numpy(
@@ -100,10 +125,11 @@ class RankerScorer:
 
 
 class NewPeopleColumns:
-    """Fields for people who are in no store: of items as known, of the people themselves none.
+    """Fields for people who are in no store: of items as known, of the people what they bring.
 
-    What follows from a history alone (its labels, that the user is unknown) is there; columns of
-    side tables and of the log are missing.
+    That is all that follows from their histories, and the columns that their store has. They are
+    unknown users, whatever their ids: a namesake of a known user is somebody else. What their store
+    lacks (`lacking`) is missing, and so are fields of the question itself.
 
     Args:
         known: the fields of the store that has the items.
@@ -111,13 +137,19 @@ class NewPeopleColumns:
     """
 
     def __init__(self, known: EncodedColumns, store: HistoryStore) -> None:
-        own = [e for e in known.fitted.fitted if not isinstance(e.feature, ColumnFeature)]
+        fitted = known.fitted.fitted
+        own = [entry for entry in fitted if _can_give(store, entry.feature)]
         self.known = known
         self.own = FittedFeatures(tuple(own)).columns(store)
         self.sizes = known.sizes
+        # Without events every row is padding, and there is no first row to stand in for it.
+        self._events = self.own.sizes["event"] if store.events else {}
+        self._ids = {e.feature.name for e in fitted if isinstance(e.feature, UserId)}
 
     def user(self, name: str, users: np.ndarray) -> np.ndarray:
         """A field of users."""
+        if name in self._ids:
+            return np.full(users.shape, UNKNOWN, dtype=np.int64)
         if name in self.own.sizes["user"]:
             return self.own.user(name, users)
         return self.known.user(name, np.full_like(users, -1))
@@ -128,10 +160,37 @@ class NewPeopleColumns:
 
     def event(self, name: str, rows: np.ndarray, question_times: np.ndarray | None) -> np.ndarray:
         """A field of past events."""
-        if name in self.own.sizes["event"]:
+        if name in self._events:
             return self.own.event(name, rows, question_times)
         return self.known.event(name, np.full_like(rows, -1), question_times)
 
     def context(self, name: str, rows: np.ndarray) -> np.ndarray:
         """A field of the questions' own rows."""
         return self.known.context(name, np.full_like(rows, -1))
+
+
+def lacking(features: FittedFeatures, store: HistoryStore) -> list[Feature]:
+    """The features of people and of their events that a store of new people does not give.
+
+    Args:
+        features: that the model was trained with.
+        store: the new people's histories.
+    """
+    return [
+        feature
+        for feature in features.features
+        if feature.of in ("user", "event")
+        and not isinstance(feature, UserId)
+        and not _can_give(store, feature)
+    ]
+
+
+def _can_give(store: HistoryStore, feature: Feature) -> bool:
+    """Whether a store of new people has what a feature of theirs reads."""
+    if feature.of not in ("user", "event") or isinstance(feature, UserId):
+        return False
+    if isinstance(feature, Recency | HourOfWeek):
+        return store.times is not None
+    return not isinstance(feature, ColumnFeature) or (
+        f"{feature.of}.{feature.column}" in store.attributes
+    )

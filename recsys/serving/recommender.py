@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -40,6 +40,7 @@ from recsys.histories.vocabulary import Vocabulary
 from recsys.training.saved_model import ModelError, load_model, read_description
 
 POPULARITY = "Popularity"
+Seen = Literal["events", "taken"]  # of the history: all items, or those with label 1
 # Numbers in one batch's scores: what a model that scores in its own way may make at a time.
 SCORES_AT_A_TIME = 1 << 26
 USERS_AT_A_TIME = 1 << 14
@@ -77,9 +78,8 @@ class Recommendations:
 class Recommender:
     """Top-K lists from one model, over one set of candidates.
 
-    A history without events says nothing to a model that reads nothing else. It gets the
-    popularity list where there is one, and the list then says so in its `model`; without one the
-    model answers as it may.
+    A history of which a model reads no event says nothing to it. It gets the popularity list where
+    there is one, and the list then says so in its `model`; without one the model answers as it may.
 
     Args:
         model: an encoder or a scorer. An `nn.Module` is put into evaluation mode meanwhile.
@@ -215,6 +215,8 @@ class Recommender:
         *,
         k: int,
         filter_seen: bool,
+        seen: Seen = "events",
+        read_N: np.ndarray | None = None,
     ) -> TopK:
         """Lists for the histories `[0, end)` of users of a store.
 
@@ -223,8 +225,11 @@ class Recommender:
             users_N: int64, user indices.
             ends_N: int64, events of each history.
             k: length of the lists, cut to the number of candidates.
-            filter_seen: leave out the items of the history, all of it and not only the part the
-                model reads.
+            filter_seen: leave out the items of the history, all of it and not only the newest
+                events, which the model reads.
+            seen: which items those are: of all "events", or what was "taken" (label 1; all events
+                where the store has no labels).
+            read_N: int64, events of each history that the model reads; None: all of them.
 
         Raises:
             ValueError: k below 1, a NaN score, or a model of another catalogue.
@@ -235,7 +240,8 @@ class Recommender:
         K = min(k, self.candidates)
         items_NK = np.zeros((N, K), dtype=np.int32)
         scores_NK = np.full((N, K), -np.inf, dtype=np.float32)
-        empty_N = ends_N == 0
+        empty_N = (ends_N if read_N is None else read_N) == 0
+        labels = store.labels if seen == "taken" else None
         by_popularity_N = empty_N if self.popularity_V is not None else np.zeros(N, dtype=bool)
         together = max(ROWS, min(256, SCORES_AT_A_TIME // V))
         order = np.argsort(ends_N, kind="stable")  # similar lengths together: little padding
@@ -254,8 +260,11 @@ class Recommender:
                     scores_RV[:, self.no_candidate.to(scores_RV.device)] = -torch.inf
                     if filter_seen:
                         row, event = ragged(store.offsets[users_N[rows]], ends_N[rows])
-                        seen = torch.from_numpy(store.items[event].astype(np.int64))
-                        scores_RV[torch.from_numpy(row), seen] = -torch.inf
+                        if labels is not None:
+                            taken = labels[event] == 1
+                            row, event = row[taken], event[taken]
+                        left_out = torch.from_numpy(store.items[event].astype(np.int64))
+                        scores_RV[torch.from_numpy(row), left_out] = -torch.inf
                     values_RK, best_RK = best_items(scores_RV, K, self.tie_V.to(scores_RV.device))
                     items_NK[rows] = best_RK.cpu().numpy()
                     scores_NK[rows] = values_RK.cpu().numpy()
@@ -320,18 +329,24 @@ def check_vocabulary(described: dict[str, Any], items: Vocabulary) -> None:
     )
 
 
-def event_counts(store: HistoryStore, ends: np.ndarray | None = None) -> np.ndarray:
+def event_counts(
+    store: HistoryStore, ends: np.ndarray | None = None, *, taken_only: bool = False
+) -> np.ndarray:
     """int64 [V]: how often each item stands in the histories; the plainest popularity.
 
     Args:
         store: the histories, read a slice at a time.
         ends: int64 [users], count the events `[0, end)` of each user; None counts all.
+        taken_only: count events with label 1 only, where the store has labels.
     """
+    labels = store.labels if taken_only else None
     counts_V = np.zeros(store.catalogue_size, dtype=np.int64)
     for begin in range(0, store.users, USERS_AT_A_TIME):
         end = min(begin + USERS_AT_A_TIME, store.users)
         offsets = store.offsets[begin : end + 1]
         lengths = np.diff(offsets) if ends is None else ends[begin:end]
         _, event = ragged(offsets[:-1], lengths)
+        if labels is not None:
+            event = event[labels[event] == 1]
         counts_V += np.bincount(store.items[event], minlength=store.catalogue_size)
     return counts_V

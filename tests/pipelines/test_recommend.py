@@ -204,7 +204,7 @@ def test_people_never_seen_in_training(place: Place, recommend: Command) -> None
 def test_other_peoples_events_are_read_as_the_models_own() -> None:
     def read(*settings: str) -> DataConfig:
         data = compose("train", TrainConfig, ["data=log", "data.path=x.csv", *settings]).data
-        return histories_config(data, "new.csv", clicks=False)
+        return histories_config(data, "new.csv", labels=False, features={})
 
     rated = ["data.columns.rating=stars", "data.columns.label=liked"]
     plain = read(*rated, "data.user_core=5", "data.item_core=5", "data.time_until=2020-01-01")
@@ -345,6 +345,12 @@ def inputs(place: Place) -> Place:
         (["candidates_where=a"], "candidates_where is a condition on the table of candidates="),
         (["exclude=all.csv"], "exclude=all.csv leaves no candidates"),
         (["users=a.csv", "histories=b.csv"], "give one"),
+        (["seen=taken"], "seen=taken: the log has no labels (data.columns.label)"),
+        (["seen=events", "filter_seen=false"], "with filter_seen=false none are"),
+        (["seen=shown"], "seen must be events, taken or null, not 'shown'"),
+        (["at=2024-05-01"], "at=2024-05-01 is the moment that features of recency count from"),
+        (["at=soon"], "at='soon' cannot be read as a moment"),
+        (["at=2024-05-01", "history=test"], "leave at= out"),
         (["histories=new.csv", "history=test"], "histories= are read whole"),
         (["histories=no.csv"], "no.csv"),
         (["histories=other_column.csv"], "there is no column 'uid' (data.columns.user)"),

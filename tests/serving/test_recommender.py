@@ -1,5 +1,6 @@
 """Lists equal those an evaluation judges, whoever asks and however."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,36 @@ def test_without_history_the_popular_items_and_it_says_so() -> None:
         "u3": ["Table"],
         "u4": ["Table"],
     }
+
+
+def test_who_took_nothing_has_no_history_to_a_model_of_what_was_taken() -> None:
+    options = {"k": 2, "filter_seen": False, "read_N": np.array([0, 0, 1, 2, 0])}
+    top = recommender(popularity_V=event_counts(STORE)).top_k(*everybody(), **options)
+    assert top.by_popularity_N.tolist() == [True, True, False, False, True]
+    assert top.items_NK[0, 0] == 2 and top.items_NK[2].tolist() == [9, 8]
+
+
+@given(situations(), st.data())
+def test_what_is_left_out_and_what_counts_as_popular(situation, data) -> None:
+    store, scores = situation
+    label = st.lists(st.integers(-1, 1), min_size=store.events, max_size=store.events)
+    labels = np.array(data.draw(label), dtype=np.int8)
+    asked = replace(store, labels=labels)
+    model = Recommender(Table(scores), store.item_vocabulary, name="Table")
+
+    def lists(store: HistoryStore, **seen) -> list[set[int]]:
+        top = model.top_k(*everybody(store), k=ITEMS, filter_seen=True, **seen)
+        return [set(row[row > 0].tolist()) for row in top.items_NK]
+
+    everything = set(range(1, ITEMS + 1))
+    taken = np.split(np.where(labels == 1, store.items, 0), store.offsets[1:-1])
+    assert lists(asked, seen="taken") == [everything - set(row.tolist()) for row in taken]
+    shown = [everything - set(store.history(user).tolist()) for user in range(store.users)]
+    assert lists(asked, seen="events") == lists(asked) == shown
+    assert lists(store, seen="taken") == shown  # without labels all of it was taken
+    counts = np.bincount(store.items[labels == 1], minlength=ITEMS + 1)
+    assert event_counts(asked, taken_only=True).tolist() == counts.tolist()
+    assert event_counts(store, taken_only=True).tolist() == event_counts(asked).tolist()
 
 
 def test_without_popularity_the_model_answers_as_it_may() -> None:
