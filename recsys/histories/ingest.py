@@ -59,7 +59,8 @@ class Extras:
         users: a table with a row a user.
         items: a table with a row an item.
         from_log: columns of the log itself by what they describe: "event", or "user" and "item",
-            where each event repeats them; each column → the setting that named it, for messages.
+            where each event repeats them (never the label or the rating); each column → the setting
+            that named it, for messages.
         impressions: a log of what was shown. Of the cleaning, only the time range applies to it;
             its users and items join the vocabularies.
     """
@@ -143,6 +144,7 @@ def ingest(
             "them to null."
         )
     extras = extras or Extras()
+    _refuse_the_answer(columns, extras)
     memory = cache_dir / "digests.json"
     digests = source_digests(find_files(path), memory, verify)
     beside = {part: source_digests(files, memory, verify) for part, files in extras.files().items()}
@@ -247,6 +249,18 @@ def fingerprint_of(digests: Sequence[str], settings: dict[str, Any]) -> str:
     """Identity of a store: SHA-256 over the format version, source digests and settings."""
     content = [FORMAT, VERSION, list(digests), settings]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_the_answer(columns: Columns, extras: Extras) -> None:
+    """An item that stands in the log once would bring its label along, whoever asks about it."""
+    answers = {columns.label, columns.rating} - {None}
+    for of in ("user", "item"):
+        for name, setting in extras.from_log.get(of, {}).items():
+            if name in answers:
+                raise LogError(
+                    f"{setting}: {name!r} is the answer, which nobody knows when the question is "
+                    "asked, and no property of users or items; of=event gives it to past events"
+                )
 
 
 def _check_label_from_rating(log: Log, bound: float | None) -> None:

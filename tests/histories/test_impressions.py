@@ -120,6 +120,35 @@ def test_columns_about_users_and_items_may_stand_in_the_log(tmp_path):
         ingest(path, COLUMNS, ANY, tmp_path / "cache", extras=missing)
 
 
+@pytest.mark.parametrize("of", ["user", "item"])
+@pytest.mark.parametrize("answer", ["clicked", "stars"])
+@pytest.mark.parametrize("labels", [(0, 1, 0), (0, 0, 1)])
+def test_the_answer_is_no_property_of_a_user_or_an_item(tmp_path, of, answer, labels):
+    # With three items that stand in the log once, or with an item of which it is not the same.
+    items = "abc" if labels == (0, 1, 0) else "aba"
+    data = [(user, items[n], n, labels[n], labels[n] + 3) for n, user in enumerate("uvu")]
+    path = write(tmp_path / "log.csv", data, ("user", "item", "time", "clicked", "stars"))
+    columns = Columns("user", "item", "time", label="clicked", rating="stars")
+
+    def made(of):
+        extras = Extras(from_log={of: {answer: "data.features.f.column"}})
+        return ingest(path, columns, ANY, tmp_path / "cache", extras=extras)
+
+    words = rf"^data\.features\.f\.column: '{answer}' is the answer.*of=event"
+    with pytest.raises(LogError, match=words) as refused:
+        made(of)
+    assert "context" not in str(refused.value)
+    # As behaviour it is welcome: an event's own question never sees it.
+    assert f"event.{answer}" in open_store(made("event")).attributes
+    # A table of its own may call a column whatever it likes.
+    things = {"user": ["u", "v"], "item": ["a", "b"]}
+    pl.DataFrame({of: things[of], answer: [1, 2]}).write_csv(tmp_path / "table.csv")
+    table = SideTable(str(tmp_path / "table.csv"), of, {answer: "s"}, f"data.{of}s")
+    extras = Extras(**{f"{of}s": table})
+    store = open_store(ingest(path, columns, ANY, tmp_path / "cache", extras=extras))
+    assert f"{of}.{answer}" in store.attributes
+
+
 def test_a_damaged_attribute_is_named(tmp_path):
     path = write(tmp_path / "log.csv", [("u", "a", 0), ("u", "b", 1)])
     table = side_table(tmp_path, item=["a", "b"], genre=["x", "y"])
