@@ -168,7 +168,8 @@ def click_split(
     Of each stage every target event is a candidate; of training every event from the user's
     `skip_first`-th up to the end of training. Its history is what stands strictly before it: by
     position where the log has a column of order, else by time, so that events of the same moment
-    are in none of each other's histories. Candidates without a label are left out and counted.
+    are in none of each other's histories. Candidates without a label are left out and counted, and,
+    where negatives are sampled, those of users who have every item that could be drawn.
 
     Args:
         store: the histories.
@@ -222,6 +223,7 @@ def click_split(
         in_words += (
             f"; {negatives.per_positive} negatives sampled for each positive, {negatives.sampling}"
         )
+        _leave_out_undrawable(stages, counts, negatives)
         stages["validation"] = with_negatives(stages["validation"], negatives, _VALIDATION)
         stages["test"] = with_negatives(stages["test"], negatives, _TEST)
     for name, questions in stages.items():
@@ -342,6 +344,27 @@ def check_classes(training: ClickQuestions, setting: str, remedy: str = "") -> N
             f"all {total:,} training candidates have label {int(positives > 0)}: a model of clicks "
             f"learns from both classes; check {setting}{remedy}"
         )
+
+
+def _leave_out_undrawable(
+    stages: dict[str, ClickQuestions], counts: dict[str, int], negatives: NegativeSampler
+) -> None:
+    """Takes the positives that nothing can be told from out of all stages, and counts them."""
+    users: set[int] = set()
+    left_out = 0
+    for name, questions in stages.items():
+        drawable = negatives.can_draw(questions.users)
+        users.update(questions.users[~drawable].tolist())
+        left_out += len(questions) - int(np.count_nonzero(drawable))
+        stages[name] = questions.take(np.flatnonzero(drawable))
+    counts["users_with_every_item"] = len(users)
+    counts["positives_without_negatives"] = left_out
+    for name, questions in stages.items():
+        if len(questions) == 0:
+            raise SplitError(
+                f"no candidate is left for {name}: {left_out:,} positives of {len(users):,} users "
+                "who have every item that could be drawn as a negative were left out"
+            )
 
 
 def _check_negatives(

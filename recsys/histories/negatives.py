@@ -31,9 +31,11 @@ class NegativeSampler:
         per_positive: negatives of each positive.
         seed: of the draws.
 
+    A user who has every item that could be drawn has no negatives; `can_draw` tells.
+
     Raises:
-        SplitError: `per_positive` below 1, another name of a sampling, or a user who has every item
-            that could be drawn.
+        SplitError: `per_positive` below 1, another name of a sampling, or nobody with events for
+            whom a negative can be drawn.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class NegativeSampler:
         seed: int,
     ) -> None:
         if per_positive < 1:
-            raise SplitError(f"negatives.per_positive must be at least 1, not {per_positive}")
+            raise SplitError(
+                f"questions.negatives_per_positive must be at least 1, not {per_positive}"
+            )
         V = store.catalogue_size
         user_of_event = np.repeat(np.arange(store.users), store.lengths)
         if sampling == "uniform":
@@ -56,7 +60,7 @@ class NegativeSampler:
             trained = place < training_ends[user_of_event]
             weights_V = np.bincount(store.items[trained], minlength=V)
         else:
-            raise SplitError(f"negatives.sampling is 'uniform' or 'popularity', not {sampling!r}")
+            raise SplitError(f"questions.sampling is 'uniform' or 'popularity', not {sampling!r}")
         self.sampling = sampling
         self.per_positive = per_positive
         self.seed = seed
@@ -78,13 +82,13 @@ class NegativeSampler:
         self._own_ends = np.concatenate([[0], own_before + own_weights])
         self._first = first[:-1]
         self._left = total - np.diff(before_user)
-        if len(self._left) and self._left.min() <= 0:
-            user = int(np.argmin(self._left))
+        has_events = store.lengths > 0
+        if has_events.any() and not self.can_draw(np.flatnonzero(has_events)).any():
             what = "the whole catalogue" if sampling == "uniform" else "every item of training"
             raise SplitError(
-                f"user {store.user_vocabulary.raw_ids[user]!r} has {what} "
-                f"({np.count_nonzero(weights_V):,} items), so no negative can be drawn: "
-                "leave such users out, or rank the catalogue (a next-item model) instead"
+                f"each of {np.count_nonzero(has_events):,} users has {what} "
+                f"({np.count_nonzero(weights_V):,} items), so no negative can be drawn: rank the "
+                "catalogue (a next-item model) instead"
             )
 
     @property
@@ -92,11 +96,15 @@ class NegativeSampler:
         """As it stands in a protocol: "uniform4"."""
         return f"{self.sampling}{self.per_positive}"
 
+    def can_draw(self, users: np.ndarray) -> np.ndarray:
+        """bool [N]: whether there is an item that the user (int64 [N]) never had."""
+        return self._left[users] > 0
+
     def draw(self, users: np.ndarray, *stream: int) -> np.ndarray:
         """Negatives for positives of the given users.
 
         Args:
-            users: int64 [N], the users of the positives.
+            users: int64 [N], the users of the positives; of each `can_draw`.
             stream: numbers that name the draw: the same ones give the same items.
 
         Returns:

@@ -19,7 +19,7 @@ from recsys.histories.clicks import (
     history_view,
     with_negatives,
 )
-from recsys.histories.negatives import NegativeSampler
+from recsys.histories.negatives import NegativeSampler, Sampling
 from recsys.histories.questions import Questions, Split, SplitError
 from recsys.histories.store import HistoryStore
 
@@ -175,6 +175,29 @@ def test_without_labels_every_event_is_viewed_and_needs_negatives() -> None:
     assert clicks.training_size == 18 == len(clicks.training_questions(0))
     assert clicks.counts["first_events_skipped"] == 2
     assert clicks.counts["test_candidates"] == 6
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "popularity"])
+def test_who_has_every_item_asks_nothing_and_is_counted(sampling: Sampling) -> None:
+    all_items = [1, 2, 3, 4, 5, 6]
+    store = HistoryStore.from_lists([[1, 2, 3, 4], all_items, [3, 4, 5, 6, 1], [5]], items=6)
+    split = split_of(store)
+    sampler = NegativeSampler(store, split.training_ends, sampling, 2, seed=0)
+    clicks = click_split(store, split, history="events", negatives=sampler)
+    stages = (clicks.training_questions(0), clicks.validation, clicks.test)
+    assert [sorted(set(stage.users.tolist())) for stage in stages] == [[0, 2], [0, 2], [0, 2, 3]]
+    assert clicks.counts["users_with_every_item"] == 1
+    assert clicks.counts["positives_without_negatives"] == 6
+    assert clicks.training_size == 3 * 5 == len(stages[0])
+    assert clicks.counts["training_candidates"] == 5
+    assert clicks.counts["test_candidates"] == 3 * 3
+    # Nobody is left to learn from.
+    store = HistoryStore.from_lists([all_items, [1]], items=6)
+    split = split_of(store)
+    sampler = NegativeSampler(store, np.array([6, 1]), "uniform", 2, seed=0)
+    words = "no candidate is left for training: 6 positives of 1 users who have every item"
+    with pytest.raises(SplitError, match=words):
+        click_split(store, split, history="events", negatives=sampler)
 
 
 def test_a_positive_and_its_negatives_are_one_request_about_one_moment() -> None:

@@ -16,7 +16,7 @@ ITEMS = 9
 
 @given(
     histories=st.lists(
-        st.lists(st.integers(1, ITEMS), max_size=12).filter(lambda h: len(set(h)) < ITEMS),
+        st.just(list(range(1, ITEMS + 1))) | st.lists(st.integers(1, ITEMS), max_size=12),
         min_size=1,
         max_size=6,
     ),
@@ -31,12 +31,14 @@ def test_never_the_users_own_and_only_what_has_weight(
     ends = np.maximum(store.lengths - 2, 0)
     trained = {i for h, e in zip(histories, ends, strict=True) for i in h[:e]}
     possible = set(range(1, ITEMS + 1)) if sampling == "uniform" else trained
-    if any(possible <= set(h) for h in histories):
+    left = [bool(possible - set(h)) for h in histories]
+    if not any(some and h for some, h in zip(left, histories, strict=True)) and any(histories):
         with pytest.raises(SplitError, match="no negative can be drawn"):
             NegativeSampler(store, ends, sampling, per_positive, seed=0)
         return
     sampler = NegativeSampler(store, ends, sampling, per_positive, seed=0)
-    users = np.repeat(np.arange(store.users), 20)
+    assert sampler.can_draw(np.arange(store.users)).tolist() == left
+    users = np.repeat(np.flatnonzero(left), 20)
     drawn = sampler.draw(users, stream)
     assert drawn.shape == (len(users), per_positive)
     for user, items in zip(users.tolist(), drawn.tolist(), strict=True):
@@ -71,17 +73,22 @@ def test_a_draw_is_named_by_seed_and_stream() -> None:
     assert drawn(0, 1)[1] != drawn(0, 1)[2]  # two positives of one user
 
 
-def test_who_has_everything_is_named() -> None:
-    store = HistoryStore.from_lists([[1], [2, 3, 1]], items=3)
-    with pytest.raises(SplitError, match=r"user 'u1' has the whole catalogue \(3 items\)"):
+def test_where_everybody_has_everything_it_is_said() -> None:
+    store = HistoryStore.from_lists([[2, 3, 1], [], [3, 1, 2]], items=3)
+    with pytest.raises(SplitError, match=r"each of 2 users has the whole catalogue \(3 items\)"):
         NegativeSampler(store, store.lengths, "uniform", 1, seed=0)
-    with pytest.raises(SplitError, match=r"'u0' has every item of training \(1 items\)"):
+    store = HistoryStore.from_lists([[1], [2, 3, 1]], items=3)
+    with pytest.raises(SplitError, match=r"each of 2 users has every item of training \(1 items"):
         NegativeSampler(store, np.array([1, 0]), "popularity", 1, seed=0)
 
 
 def test_numbers_and_names_are_checked() -> None:
     store = HistoryStore.from_lists([[1]], items=3)
-    with pytest.raises(SplitError, match="per_positive must be at least 1, not 0"):
+    with pytest.raises(
+        SplitError, match=r"^questions\.negatives_per_positive must be at least 1, not 0"
+    ):
         NegativeSampler(store, store.lengths, "uniform", 0, seed=0)
-    with pytest.raises(SplitError, match="'uniform' or 'popularity', not 'hard'"):
+    with pytest.raises(
+        SplitError, match=r"^questions\.sampling is 'uniform' or 'popularity', not 'hard'"
+    ):
         NegativeSampler(store, store.lengths, "hard", 1, seed=0)  # type: ignore[arg-type]
