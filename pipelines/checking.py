@@ -142,6 +142,11 @@ class _Check:
         by_tag = {word: c for c in classes for word in get_args(_hints(c).get(tag))}
         word = value.get(tag, REQUIRED)
         if not isinstance(word, str) or word not in by_tag:
+            # Without its kind nobody knows which keys are its own, but these are nobody's.
+            fields = list({name: None for c in classes for name in _hints(c)})
+            for name in value:
+                if name not in fields:
+                    self.unknown.append(self.unknown_key(f"{key}.", str(name), fields))
             words = Literal[tuple(by_tag)]  # type: ignore[valid-type]
             return self.value(words, word, f"{key}.{tag}")
         return self.dataclass(by_tag[word], value, key)

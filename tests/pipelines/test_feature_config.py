@@ -60,6 +60,15 @@ def test_a_feature_from_the_command_line() -> None:
     [
         ([*PRICE], "data.features.price.kind is required"),
         ([*PRICE, "data.features.price.kind=numerc"], "Did you mean 'numeric'?"),
+        (
+            [*PRICE, "data.features.price.knd=categorical"],
+            "unknown key 'data.features.price.knd' on the command line. "
+            "Did you mean 'data.features.price.kind'?",
+        ),
+        (
+            [*PRICE, "data.features.price.kind=quantle", "data.features.price.bucket=3"],
+            "Did you mean 'data.features.price.buckets'?",
+        ),
         ([*PRICE, "data.features.price.kind=[1]"], "data.features.price.kind must be categorical"),
         (
             [*PRICE, "data.features.price.kind=numeric", "data.features.price.buckets=3"],
