@@ -97,7 +97,7 @@ class NegativeSampler:
         return f"{self.sampling}{self.per_positive}"
 
     def can_draw(self, users: np.ndarray) -> np.ndarray:
-        """bool [N]: whether there is an item that the user (int64 [N]) never had."""
+        """Whether there is an item that each of the users (int64 [N]) never had: bool [N]."""
         return self._left[users] > 0
 
     def draw(self, users: np.ndarray, *stream: int) -> np.ndarray:

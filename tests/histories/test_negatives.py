@@ -84,11 +84,7 @@ def test_where_everybody_has_everything_it_is_said() -> None:
 
 def test_numbers_and_names_are_checked() -> None:
     store = HistoryStore.from_lists([[1]], items=3)
-    with pytest.raises(
-        SplitError, match=r"^questions\.negatives_per_positive must be at least 1, not 0"
-    ):
+    with pytest.raises(SplitError, match=r"^questions\.negatives_per_positive must be .*not 0"):
         NegativeSampler(store, store.lengths, "uniform", 0, seed=0)
-    with pytest.raises(
-        SplitError, match=r"^questions\.sampling is 'uniform' or 'popularity', not 'hard'"
-    ):
+    with pytest.raises(SplitError, match=r"^questions\.sampling is .*, not 'hard'"):
         NegativeSampler(store, store.lengths, "hard", 1, seed=0)  # type: ignore[arg-type]
