@@ -41,12 +41,12 @@ MODELS = ("DIN", "Mean pooling", "Logistic regression", "Item and user mean")
 VARIANTS = {
     "No history": ["model=mean_pooling", "questions.history=none"],
     "DIN, softmax": ["model.normalize=softmax", "model.scale_by_length=false"],
+    "DIN, 4 heads": ["model.heads=4", "model.attention_units=16"],
     "DIN, dot product and softmax": [
         "model.score=dot",
         "model.normalize=softmax",
         "model.scale_by_length=false",
     ],
-    "DIN, 4 heads": ["model.heads=4", "model.attention_units=16"],
     "DIN, 2 layers": ["model.layers=2"],
 }
 METRICS = ("auc", "gauc", "logloss")
