@@ -244,11 +244,15 @@ def train_and_judge(
         {
             "cost/seconds_training": fitted.seconds_training,
             "cost/seconds_validating": fitted.seconds_validating,
+            "cost/events_per_second": fitted.cost.events_per_second,
+            "cost/share_padding": fitted.cost.padding,
+            **{f"cost/share_{part}": share for part, share in fitted.cost.shares.items()},
             "best_epoch": fitted.best_epoch,
             f"best/{monitor}": fitted.best_score,
         },
         0,
     )
+    say(fitted.cost.in_words)
     folder = run_folder(tracked.run_id) / "model"
     save_model(
         folder,

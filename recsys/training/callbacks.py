@@ -90,6 +90,7 @@ class ChooseOnValidation(lightning.Callback):
         self.stopped = False
         self.seconds_training = 0.0
         self.seconds_validating = 0.0
+        self.seconds_validating_here = 0.0  # without those before a resumption
         self._loss_sum = torch.zeros((), dtype=torch.float64)
         self._steps = 0
         self._started = 0.0
@@ -156,7 +157,9 @@ class ChooseOnValidation(lightning.Callback):
                         for name, value in module.model.state_dict().items()
                     }
             module.model.train()
-            self.seconds_validating += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            self.seconds_validating += seconds
+            self.seconds_validating_here += seconds
             values |= scores
             text += f"  {self.monitor} {score:.4f}  best {self.best_score:.4f} @{self.best_epoch}"
             if self.patience is not None and epoch - self.best_epoch >= self.patience:

@@ -6,7 +6,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from recsys.training.memory import keep_freed_memory
 from recsys.training.next_item_task import NextItemTask
 from recsys.training.precision import Precision, resolve
 from recsys.training.reporting import Reporter
+from recsys.training.stopwatch import Cost, Stopwatch
 
 
 class CheckpointError(ValueError):
@@ -44,6 +45,7 @@ class Fitted:
         epochs: epochs trained.
         seconds_training: in training steps.
         seconds_validating: in validation.
+        cost: where the time of this command's training went.
     """
 
     best_epoch: int
@@ -51,6 +53,7 @@ class Fitted:
     epochs: int
     seconds_training: float
     seconds_validating: float
+    cost: Cost = field(compare=False)
 
 
 def fit(
@@ -102,11 +105,14 @@ def fit(
         validate, monitor, smaller_is_better, patience, validate_every, reporter, say, averaged
     )
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    watch = Stopwatch(Cost())
     callbacks: list[lightning.Callback] = [
+        watch,
         *([averaged] if averaged else []),
         choose,
         Position(batches),
         KeepLast(checkpoint, checkpoint_seconds),
+        watch.end,
     ]
     if progress:
         callbacks.append(lightning.callbacks.TQDMProgressBar(leave=False))
@@ -141,12 +147,14 @@ def fit(
             signal.signal(signal.SIGINT, interrupt)
     if choose.best_weights:
         task.model.load_state_dict(choose.best_weights)
+    watch.cost.seconds["validation"] = choose.seconds_validating_here
     return Fitted(
         choose.best_epoch,
         choose.best_score,
         trainer.current_epoch,
         choose.seconds_training,
         choose.seconds_validating,
+        watch.cost,
     )
 
 
