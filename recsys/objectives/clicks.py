@@ -60,11 +60,15 @@ class OccurrenceDecay(nn.Module):
 
 
 class MiniBatchAware(nn.Module):
-    """DIN's mini-batch-aware regularisation (arXiv 1706.06978, eq. 4 to 6).
+    """DIN's mini-batch-aware regularisation (arXiv 1706.06978, eq. 4 to 6), of item vectors only.
 
     λ/2 · Σ_j α_mj / n_j |w_j|² over the items j, with α_mj = 1 if j occurs in the batch and n_j how
     often it occurs in the training questions, as candidate or in a history. Only what occurs in a
     batch is regularised in its step, and rare items more than frequent ones.
+
+    The paper sums over the embeddings of all sparse features. Here those of users, of fields of
+    items and events, and of context are left free: only items are counted. `OccurrenceDecay` holds
+    user fields too.
 
     Args:
         weight: λ.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import combinations_with_replacement, pairwise
 
 import pytest
 import torch
@@ -29,36 +30,83 @@ def gradients(loss: Tensor, *of: Tensor) -> list[Tensor]:
 # --- sampled softmax ---
 
 
+COUNTS_V = torch.tensor([9, 4, 1, 3])  # of padding and a catalogue of three items
+
+
+def share_V(sampling: Sampling) -> Tensor:
+    """With what probability each item is drawn, float64."""
+    weight_V = (COUNTS_V if sampling != "uniform" else torch.ones(4)).double()
+    weight_V[0] = 0
+    return weight_V / weight_V.sum()
+
+
+def all_draws(q_V: Tensor, N: int) -> tuple[Tensor, Tensor]:
+    """Every outcome of N draws with replacement, and its probability: int64 [M, N], float64 [M].
+
+    The order of the draws changes nothing, so an outcome is a multiset.
+    """
+    outcomes_MN = torch.tensor(list(combinations_with_replacement(range(1, len(q_V)), N)))
+    times_MV = nn.functional.one_hot(outcomes_MN, len(q_V)).sum(1)
+    log_orders_M = math.lgamma(N + 1) - torch.lgamma(times_MV.double() + 1).sum(1)
+    probability_M = (log_orders_M + q_V.log()[outcomes_MN].sum(1)).exp()
+    assert math.isclose(probability_M.sum(), 1, rel_tol=1e-9)
+    return outcomes_MN, probability_M
+
+
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_the_expected_gradient_is_that_of_the_full_softmax(
-    sampling: Sampling, shared: bool
+@pytest.mark.parametrize("N", [1, 2, 5])
+def test_the_expected_sum_is_that_of_the_full_softmax_exactly(
+    N: int, sampling: Sampling, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    V, temperature = 7, 0.6
-    hidden, table, _ = case(100, V, 3, seed=1, scale=0.7)
-    # In a batch the answers are what popularity counts.
-    targets = torch.cat([torch.ones(50), torch.arange(50) % 5 + 2]).long()
-    counts = torch.bincount(targets, minlength=V)
-    expected = gradients(
-        full_softmax_reference(hidden / temperature, table, targets), hidden, table
-    )
+    """E[exp(s_y) + Σ_j≠y exp(s_j) / (N q_j)] = Σ exp(s_i), over all outcomes of the draws."""
+    temperature = 0.6
+    hidden, table, _ = case(1, 4, 3, seed=1)
     objective = SampledSoftmax(
-        counts,
-        negatives=500,
-        sampling=sampling,
-        shared_negatives=shared,
-        temperature=temperature,
+        COUNTS_V, negatives=N, sampling=sampling, shared_negatives=shared, temperature=temperature
     )
-    torch.manual_seed(0)
-    repeats = 40
-    found = [torch.zeros_like(hidden), torch.zeros_like(table)]
-    for _ in range(repeats):
-        for total, part in zip(
-            found, gradients(objective(hidden, table, targets), hidden, table), strict=True
-        ):
-            total += part / repeats
-    for got, wanted in zip(found, expected, strict=True):
-        assert (got - wanted).norm() < 0.03 * wanted.norm()
+    outcomes, probabilities = all_draws(share_V(sampling), N)
+    scores = (hidden @ table.T)[0] / temperature
+    for target in (1, 2, 3):
+        sums = []
+        for drawn in outcomes:
+            as_drawn = drawn if shared else drawn[None]
+            monkeypatch.setattr(objective.draw, "forward", lambda _, drawn=as_drawn: drawn)
+            loss = objective(hidden, table, torch.tensor([target]))
+            sums.append((loss + scores[target]).exp())
+        expected = (torch.stack(sums).double() * probabilities).sum()
+        torch.testing.assert_close(expected.float(), scores[1:].exp().sum())
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "popularity"])
+def test_the_expected_gradient_tends_to_that_of_the_full_softmax(sampling: Sampling) -> None:
+    """Over all outcomes of the draws: twice as many negatives, half the error."""
+    hidden, table, _ = case(1, 4, 3, seed=1)
+    hidden, table, targets = hidden.detach(), table.detach(), torch.tensor([2])
+    q_V = share_V(sampling)
+
+    def full(hidden: Tensor, table: Tensor) -> Tensor:
+        return full_softmax_reference(hidden / 0.6, table, targets)
+
+    def sampled(hidden: Tensor, table: Tensor, drawn_N: Tensor) -> Tensor:
+        log_expected_N = (len(drawn_N) * q_V).log().float()[drawn_N]
+        return sampled_softmax(hidden, table, targets, drawn_N, log_expected_N, 0.6)
+
+    wanted = torch.func.grad(full, argnums=(0, 1))(hidden, table)
+    each_outcome = torch.func.vmap(torch.func.grad(sampled, argnums=(0, 1)), (None, None, 0))
+    errors = []
+    for N in (4, 8, 16, 32, 64):
+        outcomes, probabilities = all_draws(q_V, N)
+        found = each_outcome(hidden, table, outcomes)
+        differences = [
+            torch.einsum("m,m...->...", probabilities, part.double()) - whole
+            for part, whole in zip(found, wanted, strict=True)
+        ]
+        errors.append(math.hypot(*(float(part.norm()) for part in differences)))
+    size = math.hypot(*(float(part.norm()) for part in wanted))
+    assert errors[0] > 0.1 * size  # with few negatives it is another gradient
+    assert all(1.95 < few / many < 2.15 for few, many in pairwise(errors)), errors
+    assert errors[-1] < 0.01 * size
 
 
 @settings(max_examples=15, deadline=None)
