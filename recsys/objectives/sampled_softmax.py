@@ -18,12 +18,12 @@ class SampledSoftmax(nn.Module):
 
     With s = h · e / temperature and negatives j drawn with probability q_j, the loss of a token
     with answer y is ``log(exp(s_y) + Σ_j≠y exp(s_j − log(N q_j))) − s_y``. The sum has exactly the
-    expectation Σ exp(s_i) over all items, for every N. Its logarithm has not (Jensen's inequality:
-    the expected loss is too small), so loss and gradient are unbiased only in the limit: their
-    expectations tend to those of `full_softmax` (of h / temperature), with an error in proportion
-    to 1 / N. Items that are never drawn (q_j = 0) are missing from all these sums. Draws of the answer itself count nothing, and
-    the answer, which is not drawn, is not corrected: with the usual correction of both (Bengio and
-    Senécal, 2008) the expectation would be another one (arXiv 2507.09331).
+    expectation Σ exp(s_i) over all items that can be drawn, for every N. Its logarithm has not (the
+    expected loss is too small, by Jensen's inequality), so loss and gradient are unbiased only in
+    the limit: their expectations tend to those of `full_softmax` (of h / temperature), with an
+    error in proportion to 1 / N. Draws of the answer itself count nothing, and the answer, which is
+    not drawn, is not corrected: with the usual correction of both (Bengio and Senécal, 2008) the
+    expectation would be another one (arXiv 2507.09331).
 
     Args:
         item_counts_V: training events of each item.

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
+from recsys.histories.click_batches import click_batch
+from recsys.histories.clicks import click_split, feature_rows
+from recsys.histories.features import Label, fit_features
+from recsys.histories.questions import Questions, Split
+from recsys.histories.store import HistoryStore
 from recsys.models.click.din import DIN
 from recsys.models.click.logistic_regression import LogisticRegression
 from recsys.models.click.mean_pooling import MeanPooling
@@ -123,12 +129,28 @@ def test_the_weights_on_request_made_the_output() -> None:
 
 @torch.no_grad()
 def test_the_answer_is_not_among_the_inputs_of_a_candidate() -> None:
-    model = TestDIN().model()
-    batch = click_batch_of([[], []], [5, 6], catalogue_size=40)
-    other = {"label": torch.full_like(batch.event_fields["label"], 3)}
-    batch.event_fields.update(other)  # fields of events that are not there
-    before = click_batch_of([[], []], [5, 6], catalogue_size=40)
-    assert torch.equal(model(batch), model(before))
+    """Labels of the asked moment change no score of it, those of earlier events all of them."""
+    times = [[1, 1, 2, 3, 3], [1, 2, 3, 3], [1, 2, 3, 4]]
+    plain = HistoryStore.from_lists([[1, 2, 3, 4, 5], [6, 7, 8, 9], [5, 6, 1, 2]], times=times)
+    labels = np.array([1, 0, 1, 0, 1, 0, 1, 1, 0, 1, 0, 0, 1], dtype=np.int8)
+    begins = np.array([3, 2, 3])  # of each user's last moment
+    asked = Questions(np.arange(3), begins, begins, plain.lengths)
+    split = Split("last", begins, asked, asked, {}, "")
+    torch.manual_seed(0)
+    model = DIN(10, {}, {}, {"label": 4}, {}, 24, width=8, initial_scale=1.0).eval()
+
+    def scores(store: HistoryStore) -> torch.Tensor:
+        clicks = click_split(store, split, history="events")
+        fitted = fit_features(store, [Label()], feature_rows(clicks.view, clicks.training))
+        return model(click_batch(clicks.view, clicks.test, fitted.columns(store), 24))
+
+    last = np.concatenate([plain.offsets[:-1] + begins, plain.offsets[1:] - 1])
+    of_last, of_earlier = labels.copy(), 1 - labels
+    of_last[last] = 1 - labels[last]
+    of_earlier[last] = labels[last]
+    before = scores(replace(plain, labels=labels))
+    assert torch.equal(scores(replace(plain, labels=of_last)), before)
+    assert (scores(replace(plain, labels=of_earlier)) != before).all()
 
 
 @pytest.mark.parametrize(
