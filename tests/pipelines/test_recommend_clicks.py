@@ -247,10 +247,15 @@ def test_before_the_test_question_the_score_is_that_of_the_evaluation(
     assert compared == USERS - len(NOBODY)
 
 
-def test_what_is_left_out(here: Here) -> None:
+def untaken_and_unseen() -> tuple[set[tuple[Any, Any]], set[tuple[Any, Any]]]:
+    """What nobody took of all items, and what nobody was shown."""
     shown, taken = pairs(log(), "uid", "sku"), pairs(log().filter(clicked=1), "uid", "sku")
     everything = {(user, item) for user, _ in shown for item in set(log()["sku"])}
-    untaken, unseen = everything - taken, everything - shown
+    return everything - taken, everything - shown
+
+
+def test_of_a_model_of_what_was_taken_that_is_left_out(here: Here) -> None:
+    untaken, unseen = untaken_and_unseen()
     here.ranker()
     found = here.lists()
     assert pairs(found) == untaken and set(found["protocol"]) == {"all-full-untaken"}
@@ -258,19 +263,26 @@ def test_what_is_left_out(here: Here) -> None:
     found = here.lists("seen=events")
     assert pairs(found) == unseen and set(found["protocol"]) == {"all-full-unseen"}
     assert "items of the history are left out" in here.said
-    assert pairs(here.lists("histories=log.parquet")) == untaken
-    assert pairs(here.lists("histories=log.parquet", "seen=events")) == unseen
     here.lists("filter_seen=false")
     assert "items of the history are listed too" in here.said
+
+
+def test_what_is_left_out_for_new_people(here: Here) -> None:
+    untaken, unseen = untaken_and_unseen()
+    here.ranker()
+    assert pairs(here.lists("histories=log.parquet")) == untaken
+    assert pairs(here.lists("histories=log.parquet", "seen=events")) == unseen
     log().drop("clicked").write_parquet("unlabelled.parquet")
     assert pairs(here.lists("histories=unlabelled.parquet")) == unseen
     assert "has no column 'clicked': all of its events count as taken" in here.said
     with pytest.raises(ValueError, match=r"there is no column 'clicked' \(data.columns.label\)"):
         here.lists("histories=unlabelled.parquet", "seen=taken")
-    here.ranker("questions.history=events")
-    assert pairs(here.lists()) == unseen
-    assert pairs(here.lists("seen=taken")) == untaken
-    here.ranker("questions.history=none")
+
+
+@pytest.mark.parametrize("history", ["events", "none"])
+def test_of_other_rankers_all_that_was_shown_is_left_out(here: Here, history: str) -> None:
+    untaken, unseen = untaken_and_unseen()
+    here.ranker(f"questions.history={history}")
     assert pairs(here.lists()) == unseen
     assert pairs(here.lists("seen=taken", "histories=log.parquet")) == untaken
 
