@@ -141,9 +141,9 @@ def canonical(name: str, data: Path | None, folder: Path) -> Path:
 def play(name: str, settings: str) -> None:
     """Our side: everything that `pipelines.train` does in an epoch, but the validation."""
     from pipelines.entry import compose
+    from pipelines.fitting import optimization_of
     from pipelines.ingest import make_store
     from pipelines.judging import make_split
-    from pipelines.optimization import optimization_of
     from pipelines.schemas import NextItemTrainerConfig, TrainConfig
     from pipelines.train import make_model
     from recsys.histories.batches import TrainingBatches

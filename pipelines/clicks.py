@@ -6,15 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipelines.checking import ConfigError, nearest
 from pipelines.entry import shipped
-from pipelines.judging import digest_of, make_split, say, show_progress
-from pipelines.optimization import optimization_of
+from pipelines.fitting import SMALLER_IS_BETTER, click_batches, fit_model
+from pipelines.judging import digest_of, make_split, say
 from pipelines.paths import cache_dir
 from pipelines.schemas import (
     ClickEvaluationConfig,
@@ -42,16 +41,8 @@ if TYPE_CHECKING:
     from recsys.histories.features import EncodedColumns, Feature, FittedFeatures
     from recsys.histories.store import HistoryStore
     from recsys.models.baselines.click_means import ItemUserMeans
-    from recsys.training.fit import Fitted
-    from recsys.training.reporting import Reporter
 
 CLICK_BASELINE_VERSION = 1
-SMALLER_IS_BETTER = (
-    "logloss",
-    "normalised_entropy",
-    "calibration_error",
-    "calibration_error_mass",
-)
 RANKERS = {
     "din": "DIN",
     "mean_pooling": "Mean pooling",
@@ -433,78 +424,6 @@ def make_ranker(
     return kinds[config.name](**ranker_arguments(config, catalogue_size, sizes))
 
 
-def train_ranker(
-    config: TrainConfig,
-    judge: ClickJudge,
-    model: nn.Module,
-    reporter: Reporter,
-    folder: Path,
-    resume: Path | None,
-) -> Fitted:
-    """Trains `model` in place; the best weights stay in it."""
-    from recsys.histories.click_batches import ClickBatches
-    from recsys.objectives.clicks import MiniBatchAware, OccurrenceDecay, binary_cross_entropy
-    from recsys.training.click_task import ClickTask
-    from recsys.training.fit import fit
-
-    trainer, objective = config.trainer, config.objective
-    assert isinstance(trainer, ClickTrainerConfig) and isinstance(objective, CrossEntropyConfig)
-    batches = ClickBatches(
-        judge.split,
-        judge.columns,
-        judge.max_length,
-        trainer.rows_per_batch,
-        config.seed,
-        trainer.minimum_batches,
-    )
-    penalty: nn.Module | None = None
-    if objective.l2 > 0:
-        penalty = OccurrenceDecay(objective.l2)
-    elif objective.mini_batch_aware > 0:
-        penalty = MiniBatchAware(objective.mini_batch_aware, item_counts(judge))
-    task = ClickTask(
-        model,
-        binary_cross_entropy,
-        penalty,
-        optimization_of(trainer, len(batches)),
-    )
-    return fit(
-        task,
-        batches,
-        validate=lambda trained: judge.ask(trained, "val")[0],
-        monitor=judge.name("val", trainer.monitor),
-        smaller_is_better=trainer.monitor in SMALLER_IS_BETTER,
-        max_epochs=trainer.max_epochs,
-        patience=trainer.patience,
-        validate_every=trainer.validate_every,
-        precision=trainer.precision,
-        checkpoint=folder / "last.ckpt",
-        resume=resume,
-        reporter=reporter,
-        progress=show_progress(),
-        say=say,
-        checkpoint_seconds=trainer.checkpoint_seconds,
-        average_weights=trainer.average_weights,
-    )
-
-
-def item_counts(judge: ClickJudge) -> Any:
-    """Tensor [V]: how often each item occurs in the training questions, with the histories."""
-    import torch
-
-    view, training = judge.split.view, judge.split.training_questions(0)
-    # A history is a slice of the view: +1 where it begins, −1 where it ends, summed along the view.
-    ends = view.offsets[training.users] + training.history_ends
-    begins = ends - np.minimum(training.history_ends, judge.max_length)
-    steps = np.bincount(begins, minlength=len(view.items) + 1) - np.bincount(
-        ends, minlength=len(view.items) + 1
-    )
-    size = judge.store.catalogue_size
-    counts = np.bincount(view.items, weights=np.cumsum(steps)[:-1], minlength=size)
-    counts += np.bincount(training.candidates, minlength=size)
-    return torch.from_numpy(counts)
-
-
 def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Module | ItemUserMeans]:
     """Item + user mean, logistic regression, and the same network with mean pooling.
 
@@ -560,7 +479,6 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
 
     Where an earlier command was interrupted, training goes on from its checkpoint.
     """
-    from recsys.histories.click_batches import ClickBatches
     from recsys.training.fit import CheckpointError
     from recsys.training.reporting import Silent
     from recsys.training.saved_model import ModelError, load_model, save_model
@@ -571,14 +489,7 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
         ks = sorted({*judge.evaluation.ks, int(cut)})  # what chooses need not be reported
         judge = replace(judge, evaluation=replace(judge.evaluation, ks=ks))
     assert model_config.name != "sasrec" and isinstance(trainer, ClickTrainerConfig)
-    identity = ClickBatches(
-        judge.split,
-        judge.columns,
-        judge.max_length,
-        trainer.rows_per_batch,
-        config.seed,
-        trainer.minimum_batches,
-    ).identity()
+    identity = click_batches(config, judge).identity()
     made_from = {
         "version": CLICK_BASELINE_VERSION,
         "batches": identity,
@@ -606,9 +517,9 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
     interrupted = folder / "last.ckpt"
     try:
         resume = interrupted if interrupted.exists() else None
-        train_ranker(config, judge, model, Silent(), folder, resume)
+        fit_model(config, judge, model, Silent(), folder, resume)
     except CheckpointError:  # cut off, or of an earlier release
-        train_ranker(config, judge, model, Silent(), folder, None)
+        fit_model(config, judge, model, Silent(), folder, None)
     interrupted.unlink(missing_ok=True)
     arguments = ranker_arguments(model_config, judge.store.catalogue_size, sizes)
     save_model(folder, model, arguments, {"made_from": made_from})

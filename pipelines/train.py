@@ -38,9 +38,9 @@ from pipelines.clicks import (
     make_click_split,
     make_ranker,
     ranker_arguments,
-    train_ranker,
 )
 from pipelines.entry import as_yaml, compose, main
+from pipelines.fitting import fit_model, make_objective
 from pipelines.ingest import make_store
 from pipelines.judging import (
     Judge,
@@ -50,21 +50,16 @@ from pipelines.judging import (
     file_name,
     make_split,
     say,
-    show_progress,
     split_counts,
     table,
     unusable_rows,
 )
-from pipelines.optimization import optimization_of
 from pipelines.paths import artifact_root, cache_dir, tracking_uri
 from pipelines.result import check_result_path, peak_memory_gb, write_result
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
     EvaluationConfig,
-    FullSoftmaxConfig,
-    NextItemTrainerConfig,
-    ObjectiveConfig,
     SASRecConfig,
     TrainConfig,
 )
@@ -76,7 +71,6 @@ if TYPE_CHECKING:
     from recsys.histories.store import HistoryStore
     from recsys.tracking.run import TrackedRun
     from recsys.training.fit import Fitted
-    from recsys.training.next_item_task import Objective
 
 
 def run(config: TrainConfig) -> None:
@@ -231,11 +225,7 @@ def train_and_judge(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"{title}: {parameters:,} parameters")
     book = Book(tracked)
-    if isinstance(judge, ClickJudge):
-        own_folder = run_folder(tracked.run_id)
-        fitted = train_ranker(config, judge, model, book, own_folder, checkpoint)
-    else:
-        fitted = train(config, judge, model, book, tracked.run_id, checkpoint)
+    fitted = fit_model(config, judge, model, book, run_folder(tracked.run_id), checkpoint)
     monitor = judge.name("val", config.trainer.monitor)
     for name, value in reference.items():
         tracked.metrics({f"baseline/{file_name(name)}/{monitor}": value}, 0)
@@ -276,94 +266,6 @@ def train_and_judge(
         tracked.metrics({f"{prefix}/{name}": v for name, v in row["metrics"].items()}, 0)
     tracked.artifact_json("table.json", rows)
     return rows
-
-
-def train(
-    config: TrainConfig,
-    judge: Judge,
-    model: nn.Module,
-    book: Book,
-    run_id: str,
-    checkpoint: Path | None,
-) -> Fitted:
-    """Trains `model` in place; the best weights stay in it."""
-    from recsys.histories.batches import TrainingBatches
-    from recsys.training.fit import fit
-    from recsys.training.next_item_task import NextItemTask
-
-    trainer = config.trainer
-    assert isinstance(trainer, NextItemTrainerConfig)
-    batches = TrainingBatches(
-        judge.store,
-        judge.split.training_ends,
-        config.model.max_length,
-        trainer.tokens_per_batch,
-        config.seed,
-        trainer.minimum_batches,
-    )
-    task = NextItemTask(
-        model,
-        make_objective(config.objective, item_counts(judge)),
-        optimization_of(trainer, len(batches)),
-    )
-
-    def validate(trained: nn.Module) -> Mapping[str, float]:
-        return judge.ask(trained, "val")[0]  # type: ignore[arg-type]
-
-    return fit(
-        task,
-        batches,
-        validate=validate,
-        monitor=judge.name("val", trainer.monitor),
-        max_epochs=trainer.max_epochs,
-        patience=trainer.patience,
-        validate_every=trainer.validate_every,
-        precision=trainer.precision,
-        checkpoint=run_folder(run_id) / "last.ckpt",
-        resume=checkpoint,
-        reporter=book,
-        progress=show_progress(),
-        say=say,
-        checkpoint_seconds=trainer.checkpoint_seconds,
-        average_weights=trainer.average_weights,
-    )
-
-
-def item_counts(judge: Judge) -> np.ndarray:
-    """int64 [V]: training events of each item."""
-    from recsys.models.baselines.popularity import training_events
-
-    store = judge.store
-    events = training_events(store.offsets, judge.split.training_ends)
-    return np.bincount(store.items[events], minlength=store.catalogue_size)
-
-
-def make_objective(config: ObjectiveConfig, item_counts_V: np.ndarray) -> Objective:
-    """What a next-item model is trained for.
-
-    Args:
-        config: its name and numbers.
-        item_counts_V: training events of each item, for drawing negatives.
-
-    Raises:
-        ValueError: a number out of range, named.
-    """
-    import torch
-
-    from recsys.objectives.bce import BCE
-    from recsys.objectives.bpr import BPR
-    from recsys.objectives.full_softmax import full_softmax
-    from recsys.objectives.gbce import GBCE
-    from recsys.objectives.sampled_softmax import SampledSoftmax
-
-    if isinstance(config, FullSoftmaxConfig):
-        return full_softmax
-    kinds = {"sampled_softmax": SampledSoftmax, "gbce": GBCE, "bce": BCE, "bpr": BPR}
-    arguments = asdict(config)
-    objective: Objective = kinds[arguments.pop("name")](
-        torch.from_numpy(item_counts_V), **arguments
-    )
-    return objective
 
 
 SIZES = ("width", "heads", "layers")

@@ -411,7 +411,10 @@ def test_recommend_lists_from_a_ranker(here: Here, capsys: pytest.CaptureFixture
     top = here.recommend("k=3")
     assert len(top) == 12 * 3 and set(top["model"]) == {"DIN"}
     seen = pl.read_parquet(here.folder / "log.parquet")
-    assert top.join(seen, on=["user", "item"]).is_empty()
+    taken = seen.filter(pl.col("clicked") == 1)
+    assert top.join(taken, on=["user", "item"]).is_empty()
+    assert not top.join(seen, on=["user", "item"]).is_empty()
+    assert here.recommend("k=3", "seen=events").join(seen, on=["user", "item"]).is_empty()
     new = pl.DataFrame({"user": ["x", "x", "y"], "item": ["i1", "i2", "i3"], "ts": [1, 2, 3]})
     new.write_parquet(here.folder / "new.parquet")
     assert len(here.recommend("k=2", "histories=new.parquet")) == 2 * 2

@@ -1,0 +1,218 @@
+"""From the settings of a run to a trained model: task, batches, and the one call that fits."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines.judging import Judge, say, show_progress
+from pipelines.schemas import (
+    ClickTrainerConfig,
+    CrossEntropyConfig,
+    FullSoftmaxConfig,
+    NextItemTrainerConfig,
+    ObjectiveConfig,
+    TrainConfig,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pipelines.clicks import ClickJudge
+    from recsys.histories.batches import TrainingBatches
+    from recsys.histories.click_batches import ClickBatches
+    from recsys.training.click_task import ClickTask
+    from recsys.training.fit import Fitted
+    from recsys.training.next_item_task import NextItemTask, Objective
+    from recsys.training.optimizer import Optimization
+    from recsys.training.reporting import Reporter
+
+SMALLER_IS_BETTER = (
+    "logloss",
+    "normalised_entropy",
+    "calibration_error",
+    "calibration_error_mass",
+)
+
+
+def fit_model(
+    config: TrainConfig,
+    judge: Judge | ClickJudge,
+    model: nn.Module,
+    reporter: Reporter,
+    folder: Path,
+    resume: Path | None,
+) -> Fitted:
+    """Trains `model` in place; the best weights stay in it.
+
+    Args:
+        config: of the run.
+        judge: holds the training questions, and asks those of validation.
+        model: what is trained.
+        reporter: gets losses and metrics.
+        folder: where the checkpoint for resuming is kept.
+        resume: a checkpoint to go on from, or None.
+    """
+    from recsys.training.fit import fit
+
+    trainer = config.trainer
+    task, batches = task_and_batches(config, judge, model)
+    return fit(
+        task,
+        batches,
+        validate=lambda trained: judge.ask(trained, "val")[0],  # type: ignore[arg-type]
+        monitor=judge.name("val", trainer.monitor),
+        smaller_is_better=trainer.monitor in SMALLER_IS_BETTER,
+        max_epochs=trainer.max_epochs,
+        patience=trainer.patience,
+        validate_every=trainer.validate_every,
+        precision=trainer.precision,
+        checkpoint=folder / "last.ckpt",
+        resume=resume,
+        reporter=reporter,
+        progress=show_progress(),
+        say=say,
+        checkpoint_seconds=trainer.checkpoint_seconds,
+        average_weights=trainer.average_weights,
+    )
+
+
+def task_and_batches(
+    config: TrainConfig, judge: Judge | ClickJudge, model: nn.Module
+) -> tuple[NextItemTask | ClickTask, TrainingBatches | ClickBatches]:
+    """What one step does, and what it is done with."""
+    if isinstance(judge, Judge):
+        return _next_item(config, judge, model)
+    return _clicks(config, judge, model)
+
+
+def _next_item(
+    config: TrainConfig, judge: Judge, model: nn.Module
+) -> tuple[NextItemTask, TrainingBatches]:
+    from recsys.histories.batches import TrainingBatches
+    from recsys.training.next_item_task import NextItemTask
+
+    trainer = config.trainer
+    assert isinstance(trainer, NextItemTrainerConfig)
+    batches = TrainingBatches(
+        judge.store,
+        judge.split.training_ends,
+        config.model.max_length,
+        trainer.tokens_per_batch,
+        config.seed,
+        trainer.minimum_batches,
+    )
+    objective = make_objective(config.objective, training_events_of_items(judge))
+    return NextItemTask(model, objective, optimization_of(trainer, len(batches))), batches
+
+
+def _clicks(
+    config: TrainConfig, judge: ClickJudge, model: nn.Module
+) -> tuple[ClickTask, ClickBatches]:
+    from recsys.objectives.clicks import MiniBatchAware, OccurrenceDecay, binary_cross_entropy
+    from recsys.training.click_task import ClickTask
+
+    objective = config.objective
+    assert isinstance(objective, CrossEntropyConfig)
+    batches = click_batches(config, judge)
+    penalty: nn.Module | None = None
+    if objective.l2 > 0:
+        penalty = OccurrenceDecay(objective.l2)
+    elif objective.mini_batch_aware > 0:
+        penalty = MiniBatchAware(objective.mini_batch_aware, occurrences_of_items(judge))
+    how = optimization_of(config.trainer, len(batches))
+    return ClickTask(model, binary_cross_entropy, penalty, how), batches
+
+
+def click_batches(config: TrainConfig, judge: ClickJudge) -> ClickBatches:
+    """The training batches of a ranker."""
+    from recsys.histories.click_batches import ClickBatches
+
+    trainer = config.trainer
+    assert isinstance(trainer, ClickTrainerConfig)
+    return ClickBatches(
+        judge.split,
+        judge.columns,
+        judge.max_length,
+        trainer.rows_per_batch,
+        config.seed,
+        trainer.minimum_batches,
+    )
+
+
+def optimization_of(
+    trainer: NextItemTrainerConfig | ClickTrainerConfig, batches_per_epoch: int
+) -> Optimization:
+    """How AdamW steps; warm-up takes a tenth of all steps at most.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+    from recsys.training.optimizer import Optimization
+
+    total_steps = trainer.max_epochs * batches_per_epoch
+    return Optimization(
+        learning_rate=trainer.learning_rate,
+        weight_decay=trainer.weight_decay,
+        warmup_steps=min(trainer.warmup_steps, total_steps // 10),
+        total_steps=total_steps,
+        schedule=trainer.schedule,
+        beta2=trainer.beta2,
+    )
+
+
+def make_objective(config: ObjectiveConfig, item_counts_V: np.ndarray) -> Objective:
+    """What a next-item model is trained for.
+
+    Args:
+        config: its name and numbers.
+        item_counts_V: training events of each item, for drawing negatives.
+
+    Raises:
+        ValueError: a number out of range, named.
+    """
+    import torch
+
+    from recsys.objectives.bce import BCE
+    from recsys.objectives.bpr import BPR
+    from recsys.objectives.full_softmax import full_softmax
+    from recsys.objectives.gbce import GBCE
+    from recsys.objectives.sampled_softmax import SampledSoftmax
+
+    if isinstance(config, FullSoftmaxConfig):
+        return full_softmax
+    kinds = {"sampled_softmax": SampledSoftmax, "gbce": GBCE, "bce": BCE, "bpr": BPR}
+    arguments = asdict(config)
+    objective: Objective = kinds[arguments.pop("name")](
+        torch.from_numpy(item_counts_V), **arguments
+    )
+    return objective
+
+
+def training_events_of_items(judge: Judge) -> np.ndarray:
+    """int64 [V]: training events of each item."""
+    from recsys.models.baselines.popularity import training_events
+
+    store = judge.store
+    events = training_events(store.offsets, judge.split.training_ends)
+    return np.bincount(store.items[events], minlength=store.catalogue_size)
+
+
+def occurrences_of_items(judge: ClickJudge) -> Tensor:
+    """Tensor [V]: how often each item occurs in the training questions, with the histories."""
+    import torch
+
+    view, training = judge.split.view, judge.split.training_questions(0)
+    # A history is a slice of the view: +1 where it begins, −1 where it ends, summed along the view.
+    ends = view.offsets[training.users] + training.history_ends
+    begins = ends - np.minimum(training.history_ends, judge.max_length)
+    steps = np.bincount(begins, minlength=len(view.items) + 1) - np.bincount(
+        ends, minlength=len(view.items) + 1
+    )
+    size = judge.store.catalogue_size
+    counts = np.bincount(view.items, weights=np.cumsum(steps)[:-1], minlength=size)
+    counts += np.bincount(training.candidates, minlength=size)
+    return torch.from_numpy(counts)
