@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.checking import ConfigError
 from pipelines.judging import Judge, say, show_progress
 from pipelines.schemas import (
     ClickTrainerConfig,
@@ -16,6 +17,7 @@ from pipelines.schemas import (
     NextItemTrainerConfig,
     ObjectiveConfig,
     TrainConfig,
+    TrainerConfig,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from recsys.training.fit import Fitted
     from recsys.training.next_item_task import NextItemTask, Objective
     from recsys.training.optimizer import Optimization
+    from recsys.training.plan import Memory
     from recsys.training.reporting import Reporter
 
 SMALLER_IS_BETTER = (
@@ -60,6 +63,7 @@ def fit_model(
 
     trainer = config.trainer
     task, batches = task_and_batches(config, judge, model)
+    check_memory(trainer, task, batches)
     return fit(
         task,
         batches,
@@ -78,6 +82,56 @@ def fit_model(
         checkpoint_seconds=trainer.checkpoint_seconds,
         average_weights=trainer.average_weights,
     )
+
+
+def check_memory(
+    trainer: TrainerConfig, task: NextItemTask | ClickTask, batches: TrainingBatches | ClickBatches
+) -> Memory:
+    """What training will hold in memory, by part.
+
+    Raises:
+        ConfigError: more than there is; naming the largest part and what makes it smaller.
+    """
+    from recsys.training.plan import available_memory, expected_memory
+
+    memory = expected_memory(task, batches.largest(), trainer.precision, trainer.average_weights)
+    free = available_memory()
+    if free is not None and memory.total - memory.program > free:
+        parts = {name: size for name, size in vars(memory).items() if name != "program"}
+        largest = max(parts, key=lambda name: parts[name])
+        raise ConfigError(
+            f"training needs about {in_mb(memory.total - memory.program)}, and "
+            f"{in_mb(free)} of memory are free. Most of it, {in_mb(parts[largest])}, is {largest}: "
+            f"{SMALLER[largest]}"
+        )
+    return memory
+
+
+SMALLER = {
+    "tables": "lower model.width, or leave rare items out with data.item_core",
+    "layers": "lower model.width or the number of layers",
+    "optimizer": "lower model.width, or leave rare items out with data.item_core",
+    "copies": "lower model.width, or take trainer.average_weights=0",
+    "logits": "take objective=sampled_softmax, or leave rare items out with data.item_core",
+    "activations": "lower trainer.tokens_per_batch (trainer.rows_per_batch of rankers), "
+    "model.max_length or the objective's negatives",
+}
+
+
+def memory_lines(memory: Memory) -> list[str]:
+    """A line for each part, and the sum."""
+    sizes = {**vars(memory), "in all": memory.total}
+    parts = [f"  {name:12} {in_mb(size):>12}" for name, size in sizes.items()]
+    return ["expected memory of training (validation and baselines not counted)", *parts]
+
+
+def in_mb(size: int) -> str:
+    """Bytes for people.
+
+    >>> in_mb(1_234_000_000)
+    '1,234 MB'
+    """
+    return f"{size / 1e6:,.0f} MB"
 
 
 def task_and_batches(

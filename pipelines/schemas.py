@@ -602,6 +602,7 @@ class TrainConfig:
         seed: of everything random.
         name: of the run; null makes one up.
         resume: a run id, which goes on with that run's own settings, or a checkpoint file.
+        plan: only say what training would take: memory by part, and time from a short probe.
         result: a file for the final table as JSON.
     """
 
@@ -616,6 +617,7 @@ class TrainConfig:
     seed: int
     name: str | None
     resume: str | None
+    plan: bool
     result: str | None
 
 

@@ -6,6 +6,7 @@ Examples:
   python -m pipelines.train model.width=128 model.heads=2 trainer.max_epochs=20
   python -m pipelines.train experiment=sasrec_ml1m data=log data.path='events/*.parquet' \
       data.columns.user=uid data.columns.item=sku data.columns.time=ts
+  python -m pipelines.train experiment=sasrec_ml1m plan=true
   python -m pipelines.train resume=RUN_ID
 
 The log is ingested first, or found in the cache. Ctrl-C keeps the last checkpoint: resume=RUN_ID
@@ -40,7 +41,13 @@ from pipelines.clicks import (
     ranker_arguments,
 )
 from pipelines.entry import as_yaml, compose, main
-from pipelines.fitting import fit_model, make_objective
+from pipelines.fitting import (
+    check_memory,
+    fit_model,
+    make_objective,
+    memory_lines,
+    task_and_batches,
+)
 from pipelines.ingest import make_store
 from pipelines.judging import (
     Judge,
@@ -88,6 +95,9 @@ def run(config: TrainConfig) -> None:
     check_kinds(config)
     check_trainer(config)
     judge = click_job(config) if config.model.name in RANKERS else next_item_job(config)
+    if config.plan:
+        say_plan(config, judge)
+        return
     store, split, folder = judge.store, judge.split, judge.store.path
     assert folder is not None
     from recsys.histories.ingest_report import read_report
@@ -196,6 +206,39 @@ def click_job(config: TrainConfig) -> ClickJudge:
     return judge
 
 
+def untrained(config: TrainConfig, judge: Judge | ClickJudge) -> nn.Module:
+    """The model of a run, with weights drawn by seed."""
+    if isinstance(judge, ClickJudge):
+        assert not isinstance(config.model, SASRecConfig)
+        catalogue_size = judge.store.catalogue_size
+        return make_ranker(config.model, catalogue_size, judge.features.sizes, config.seed)
+    assert isinstance(config.model, SASRecConfig)
+    return make_model(config.model, judge.store.catalogue_size, config.seed)
+
+
+def say_plan(config: TrainConfig, judge: Judge | ClickJudge) -> None:
+    """What training would take, without training.
+
+    Raises:
+        ConfigError: it cannot fit into memory.
+    """
+    from recsys.training.plan import probe
+
+    model = untrained(config, judge)
+    task, batches = task_and_batches(config, judge, model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"{MODEL_NAMES[config.model.name]}: {parameters:,} parameters")
+    for line in memory_lines(check_memory(config.trainer, task, batches)):
+        say(line)
+    found = probe(task.train(), batches, config.trainer.precision)
+    epoch = found.seconds_per_step * len(batches)
+    say(
+        f"{len(batches):,} steps an epoch, about {epoch:,.0f} s ({found.steps} steps tried); "
+        f"{config.trainer.max_epochs} epochs at most, {epoch * config.trainer.max_epochs / 60:,.0f}"
+        " minutes, validation and baselines not counted"
+    )
+
+
 def train_and_judge(
     config: TrainConfig, judge: Judge | ClickJudge, tracked: TrackedRun, checkpoint: Path | None
 ) -> list[dict[str, Any]]:
@@ -209,16 +252,14 @@ def train_and_judge(
         if config.evaluation.baselines:
             beside = click_baselines(config, judge)
         assert not isinstance(config.model, SASRecConfig)
-        sizes = judge.features.sizes
-        arguments = ranker_arguments(config.model, store.catalogue_size, sizes)
-        model = make_ranker(config.model, store.catalogue_size, sizes, config.seed)
+        arguments = ranker_arguments(config.model, store.catalogue_size, judge.features.sizes)
     else:
         if config.evaluation.baselines:
             repeats = config.data.repeats
             beside = {b.name: b for b in baselines(judge, config.trainer.monitor, repeats)}
         assert isinstance(config.model, SASRecConfig)
         arguments = model_arguments(config.model, store.catalogue_size)
-        model = make_model(config.model, store.catalogue_size, config.seed)
+    model = untrained(config, judge)
     reference = {
         name: judge.score(other, "val", config.trainer.monitor) for name, other in beside.items()
     }

@@ -146,6 +146,11 @@ class TrainingBatches:
         shifted_BL = history_batch(self.store, users, ends, self.max_length + 1).items_BL[:, 1:]
         return inputs, shifted_BL.flatten()[inputs.packed_T]
 
+    def largest(self) -> tuple[HistoryBatch, torch.Tensor]:
+        """The batch of the first epoch that takes most places."""
+        plan = self.plan(0)
+        return self.batch(max(plan, key=lambda rows: len(rows) * int(self.lengths[rows].max())))
+
     def identity(self) -> dict[str, Any]:
         """What the stream is made from; a place in it means nothing in another one."""
         return {

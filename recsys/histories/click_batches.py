@@ -188,6 +188,12 @@ class ClickBatches:
             if last:
                 return
 
+    def largest(self) -> tuple[ClickBatch, Tensor]:
+        """The first batch of the first epoch: all are alike."""
+        asked = self.split.training_questions(0).take(self.plan(0)[0])
+        batch = click_batch(self.split.view, asked, self.columns, self.max_length)
+        return batch, torch.from_numpy(asked.labels)
+
     def identity(self) -> dict[str, Any]:
         """What the stream is made from; a place in it means nothing in another one."""
         sizes: Mapping[str, Mapping[str, int]] = {} if self.columns is None else self.columns.sizes

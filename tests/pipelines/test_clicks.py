@@ -399,6 +399,20 @@ def test_every_setting_reaches_training(here: Here, monkeypatch: pytest.MonkeyPa
         assert seen["monitor"] in seen["validate"](task.model.eval())
 
 
+def test_a_plan_trains_nothing_and_memory_is_refused_beforehand(
+    here: Here, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_log(here.folder / "log.parquet", users=12)
+    run(compose("train", TrainConfig, [*SMALL, "plan=true"]))
+    said = capsys.readouterr().out
+    assert "activations" in said and "steps an epoch" in said and "2 epochs at most" in said
+    assert not list(here.folder.glob("home/ml*"))  # no run
+    monkeypatch.setattr("recsys.training.plan.available_memory", lambda: 1000)
+    for more in (["plan=true"], []):
+        with pytest.raises(ValueError, match=r"and 0 MB of memory are free.*trainer\.rows_per_batch of rankers"):
+            run(compose("train", TrainConfig, [*SMALL, "trainer.rows_per_batch=9000", *more]))
+
+
 def test_a_next_item_model_does_not_take_click_groups(tmp_path: Path) -> None:
     message = refused(Place(tmp_path), "train", "trainer=clicks")
     assert "trainer=clicks does not go with model=sasrec" in message
