@@ -409,7 +409,7 @@ def test_a_plan_trains_nothing_and_memory_is_refused_beforehand(
     assert not list(here.folder.glob("home/ml*"))  # no run
     monkeypatch.setattr("recsys.training.plan.available_memory", lambda: 1000)
     for more in (["plan=true"], []):
-        with pytest.raises(ValueError, match=r"and 0 MB of memory are free.*trainer\.rows_per_batch of rankers"):
+        with pytest.raises(ValueError, match=r"0 MB of memory are free.*trainer\.rows_per_batch"):
             run(compose("train", TrainConfig, [*SMALL, "trainer.rows_per_batch=9000", *more]))
 
 
