@@ -57,7 +57,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """Of the checkout, with '+' where it has changes; 'none' outside one."""
+    """Of the checkout, with '+' where it has changes beside results; 'none' outside one."""
     where = Path(__file__).parent
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=where, capture_output=True, text=True
@@ -65,6 +65,9 @@ def commit() -> str:
     if head.returncode:
         return "none"
     status = subprocess.run(
-        ["git", "status", "--porcelain"], cwd=where, capture_output=True, text=True
+        ["git", "status", "--porcelain", "--", ":/", f":!{RESULTS}"],
+        cwd=where,
+        capture_output=True,
+        text=True,
     )
     return head.stdout.strip() + ("+" if status.stdout.strip() else "")
