@@ -19,7 +19,6 @@ seed, such as `benchmarks/peers/fuxictr_din.py` writes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -29,8 +28,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.quality import RAW, train
-from benchmarks.record import circumstances, commit, write
+from benchmarks.quality import train
+from benchmarks.record import circumstances, command_line, commit, show_again, write
 from pipelines.paths import tracking_uri
 from recsys.evaluation.click_metrics import auc, gauc, logloss
 from recsys.evaluation.intervals import paired_bootstrap
@@ -55,18 +54,15 @@ Answers = dict[str, np.ndarray]  # "user", "label", and by model: [seeds, rows]
 
 def main() -> None:
     """Runs, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, help="folder with the canonical tables")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more settings")
     parser.add_argument("--variants", action="store_true", help="of attention, on the first table")
     parser.add_argument("--peer", nargs="+", type=Path, metavar="FILE", help="a peer's scores")
     parser.add_argument("--notes", type=Path, metavar="FILE", help="of runs done; goes on there")
-    parser.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="print results again")
     arguments = parser.parse_args()
-    for file in arguments.show or []:
-        print(render(json.loads(file.read_text())))
-    if arguments.show:
+    if show_again(arguments, render):
         return
     settings = ["experiment=din_ml1m", *arguments.set]
     if arguments.data:

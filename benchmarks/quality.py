@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.record import circumstances, write
+from benchmarks.record import circumstances, command_line, show_again, write
 
 RECIPES = {
     "ml100k": ("sasrec_ml100k", "ml100k.parquet"),
@@ -34,16 +34,13 @@ SHOWN = ("hr_10", "ndcg_10", "mrr_10", "coverage_10")
 
 def main() -> None:
     """Runs, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, help="folder with the canonical tables")
     parser.add_argument("--only", nargs="+", choices=sorted(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more settings")
-    parser.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="print results again")
     arguments = parser.parse_args()
-    for file in arguments.show or []:
-        print(render(json.loads(file.read_text())))
-    if arguments.show:
+    if show_again(arguments, render):
         return
     for name in arguments.only:
         recipe, table = RECIPES[name]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +16,31 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "pytorch-lightning", "polars", "numpy", "mlflow")
+
+
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """The parser of a benchmark's command line, `--show` in it.
+
+    Args:
+        description: the docstring of the benchmark, shown as it stands.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="print results again")
+    return parser
+
+
+def show_again(arguments: argparse.Namespace, render: Callable[[dict[str, Any]], str]) -> bool:
+    """Prints the results that `--show` names; whether there were any, and nothing is to be run.
+
+    Args:
+        arguments: of a `command_line`.
+        render: makes a table of a report.
+    """
+    for file in arguments.show or []:
+        print(render(json.loads(file.read_text())))
+    return bool(arguments.show)
 
 
 def circumstances(benchmark: str) -> dict[str, Any]:

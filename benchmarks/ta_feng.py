@@ -16,8 +16,6 @@ paired. Prints the tables and writes them, with hardware, versions and settings,
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +24,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.quality import RAW, train
-from benchmarks.record import circumstances, write
+from benchmarks.quality import train
+from benchmarks.record import circumstances, command_line, show_again, write
 
 RECIPE = "sasrec_ta_feng"
 METRICS = ("ndcg_10", "hr_10", "recall_10")
@@ -41,15 +39,12 @@ COHORTS = {
 
 def main() -> None:
     """Runs, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser = command_line(__doc__)
     parser.add_argument("--path", type=Path, help="local copy of the canonical table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more settings")
-    parser.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="print results again")
     arguments = parser.parse_args()
-    for file in arguments.show or []:
-        print(render(json.loads(file.read_text())))
-    if arguments.show:
+    if show_again(arguments, render):
         return
     settings = [f"experiment={RECIPE}", *arguments.set]
     if arguments.path:

@@ -26,8 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.quality import RAW
-from benchmarks.record import circumstances, write
+from benchmarks.record import circumstances, command_line, show_again, write
 from benchmarks.turns import Player, report_end, report_seconds, take_turns, wait_for_turn
 
 TABLES = {
@@ -39,21 +38,18 @@ PRECISIONS = {"bf16": "bf16-mixed", "32": "32-true"}  # ours: Lightning's
 
 def main() -> None:
     """Runs, prints, writes; or is one of those that take turns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser = command_line(__doc__)
     parser.add_argument("--peer", type=Path, help="Python of RecTools' environment")
     parser.add_argument("--data", type=Path, help="folder with the canonical tables")
     parser.add_argument("--only", nargs="+", choices=sorted(TABLES), default=list(TABLES))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--rounds", type=int, default=4, help="epochs of each, 1 to warm up")
-    parser.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="print results again")
     parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ours:
         play(*arguments.ours)
         return
-    for file in arguments.show or []:
-        print(render(json.loads(file.read_text())))
-    if arguments.show:
+    if show_again(arguments, render):
         return
     if arguments.peer is None or not arguments.peer.is_file():
         sys.exit("--peer: Python of an environment as in peers/requirements-rectools.txt")
