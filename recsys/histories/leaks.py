@@ -52,12 +52,18 @@ def find_leak(
         trained: the split that the model was trained with.
         trained_store: its histories.
     """
+    asked_rows = _rows(asked, store)
     learned_R = learned_rows(trained, trained_store)
-    times_R = _rows(trained, trained_store)["time"].to_numpy()
-    answers_R, answered_N = _answers(asked, store, _also_in(asked, store, trained, trained_store))
-    times_of_answers = _rows(asked, store)["time"].to_numpy()[answers_R]
+    trained_rows = _rows(trained, trained_store)
+    there = trained_store.user_vocabulary.indices(store.user_vocabulary.raw_ids)
+    known_R = _are_among(
+        asked_rows.with_columns(user=pl.Series(there[asked_rows["user"].to_numpy()])),
+        trained_rows.filter(learned_R),
+    )
+    answers_R, answered_N = _answers(asked, store, known_R)
+    times_of_answers = asked_rows["time"].to_numpy()[answers_R]
     first = int(times_of_answers.min()) if len(times_of_answers) else 0
-    later_R = learned_R & (times_R >= first)
+    later_R = learned_R & (trained_rows["time"].to_numpy() >= first)
     return Leak(len(answered_N), int(answered_N.sum()), int(np.count_nonzero(later_R)))
 
 
@@ -86,18 +92,10 @@ def _rows(split: Split | ClickSplit, store: HistoryStore) -> pl.DataFrame:
     return pl.DataFrame({name: np.asarray(c, dtype=np.int64) for name, c in columns.items()})
 
 
-def _also_in(
-    asked: Split | ClickSplit,
-    store: HistoryStore,
-    trained: Split | ClickSplit,
-    trained_store: HistoryStore,
-) -> np.ndarray:
-    """Bool [R] of `asked`: rows that are among those the model was trained on."""
-    rows = _rows(asked, store)
-    there = trained_store.user_vocabulary.indices(store.user_vocabulary.raw_ids)
-    rows = rows.with_columns(user=pl.Series(there[rows["user"].to_numpy()]))
-    known = _rows(trained, trained_store).filter(learned_rows(trained, trained_store)).unique()
-    found = rows.join(known.with_columns(known=True), ["user", "item", "time"], "left")
+def _are_among(rows: pl.DataFrame, known: pl.DataFrame) -> np.ndarray:
+    """Bool [R]: which rows are among the known ones."""
+    known = known.unique().with_columns(known=True)
+    found = rows.join(known, ["user", "item", "time"], "left", maintain_order="left")
     known_R: np.ndarray = found["known"].fill_null(False).to_numpy()
     return known_R
 
