@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks.figures import Better, Figure, of_interval, of_rounds
 from benchmarks.quality import train
 from benchmarks.record import circumstances, command_line, commit, show_again, write
 from pipelines.paths import tracking_uri
@@ -207,6 +208,26 @@ def render(report: dict[str, Any]) -> str:
         by_pair.setdefault(entry["pair"], []).append(text)
     lines += [f"| {pair} | {' | '.join(cells)} |" for pair, cells in by_pair.items()]
     return "\n".join(lines) + "\n"
+
+
+def figures(report: dict[str, Any]) -> list[Figure]:
+    """Each model's metrics, of every seed, and the paired differences."""
+    found = [
+        of_rounds(f"{history}, {row['model']}: {metric}", row[metric], better_of(metric))
+        for history, rows in report["tables"].items()
+        for row in rows
+        for metric in METRICS
+    ]
+    for entry in report["differences"]:
+        interval = (entry["estimate"], entry["low"], entry["high"])
+        name, metric = f"{entry['pair']}: {entry['metric']}", entry["metric"]
+        found.append(of_interval(name, *interval, better_of(metric)))
+    return found
+
+
+def better_of(metric: str) -> Better:
+    """Whether more of a metric is good."""
+    return "lower" if metric == "logloss" else "higher"
 
 
 def spread(values: list[float]) -> str:

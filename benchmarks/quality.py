@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.figures import Figure, of_rounds
 from benchmarks.record import circumstances, command_line, show_again, write
 
 RECIPES = {
@@ -126,6 +127,19 @@ def render(report: dict[str, Any]) -> str:
             cells.append(f"{mean(values):.4f}{spread if metric in ('hr_10', 'ndcg_10') else ''}")
         lines.append(f"| {row['model']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def figures(report: dict[str, Any]) -> list[Figure]:
+    """Each model's metrics, of every seed; seconds and memory of a run."""
+    found = [
+        of_rounds(f"{report['name']}, {row['model']}: {metric}", values, "higher")
+        for row in report["rows"]
+        for metric, values in row["seeds"].items()
+        if metric.rpartition("/")[2] in SHOWN
+    ]
+    for key, unit in (("seconds", "s"), ("peak_memory_gb", "GB")):
+        found.append(of_rounds(f"{report['name']}: {key}, {unit}", report[key], "lower"))
+    return found
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks.figures import Figure, of_interval, of_rounds
 from benchmarks.quality import train
 from benchmarks.record import circumstances, command_line, show_again, write
 
@@ -149,6 +150,22 @@ def render(report: dict[str, Any]) -> str:
             ahead = shown(row["ahead"]["ndcg_10"], sign="+") if "ahead" in row else ""
             lines.append(f"| {row['model']} | {' | '.join(cells)} | {ahead} |")
     return "\n".join(lines) + "\n"
+
+
+def figures(report: dict[str, Any]) -> list[Figure]:
+    """Each model's metrics in each cohort, and by how much the first is ahead."""
+    found = []
+    for cohort in report["cohorts"]:
+        for row in cohort["rows"]:
+            name = f"{cohort['cohort']}, {row['model']}"
+            for metric in METRICS:
+                found.append(of_interval(f"{name}: {metric}", *row[metric], "higher"))
+                if "ahead" in row:
+                    ahead = row["ahead"][metric]
+                    found.append(of_interval(f"ahead of {name}: {metric}", *ahead, "higher"))
+    for key in ("seconds", "peak_memory_gb"):
+        found.append(of_rounds(key, report[key], "lower"))
+    return found
 
 
 def shown(numbers: Sequence[float], sign: str = "") -> str:

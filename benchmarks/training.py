@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.figures import Figure, of_rounds
 from benchmarks.record import circumstances, command_line, show_again, write
 from benchmarks.turns import Player, report_end, report_seconds, take_turns, wait_for_turn
 
@@ -210,17 +211,8 @@ def render(report: dict[str, Any]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for result in report["results"]:
-        sides = {player["name"]: player for player in result["players"]}
-        precisions = [name.removeprefix("ours ") for name in sides if name.startswith("ours")]
-        pairs = [(p, sides[f"ours {p}"], sides[f"RecTools {p}"]) for p in precisions]
-        best = [
-            min((sides[f"{who} {p}"] for p in precisions), key=lambda side: side_seconds(side))
-            for who in ("ours", "RecTools")
-        ]
-        if len(precisions) > 1:
-            pairs.insert(0, ("best", best[0], best[1]))
-        for precision, own, peer in pairs:
-            ratios = [b / a for a, b in zip(own["seconds"], peer["seconds"], strict=True)][1:]
+        for precision, own, peer in pairs_of(result):
+            ratios = ratios_of(own, peer)
             lines.append(
                 f"| {result['name']}, width {result['width']}, length {result['max_length']}, "
                 f"{precision} | {side_seconds(peer) / side_seconds(own):.1f}× "
@@ -231,7 +223,41 @@ def render(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def side_seconds(side: dict[str, Any]) -> float:
+def figures(report: dict[str, Any]) -> list[Figure]:
+    """Ratios and seconds of the counted rounds; peak memory."""
+    found = []
+    for result in report["results"]:
+        for precision, own, peer in pairs_of(result):
+            name = f"{result['name']}, {precision}"
+            found.append(of_rounds(f"{name}: ratio", ratios_of(own, peer), "higher"))
+            if precision != "best":
+                found.append(of_rounds(f"{name}: ours, s", own["seconds"][1:], "lower"))
+                found.append(of_rounds(f"{name}: RecTools, s", peer["seconds"][1:], "lower"))
+                memory = [own["peak_memory_gb"]]
+                found.append(of_rounds(f"{name}: ours, GB", memory, "lower"))
+    return found
+
+
+Side = dict[str, Any]
+
+
+def pairs_of(result: dict[str, Any]) -> list[tuple[str, Side, Side]]:
+    """Precision, our side and the peer's; the best of both on top, where there are several."""
+    sides = {player["name"]: player for player in result["players"]}
+    precisions = [name.removeprefix("ours ") for name in sides if name.startswith("ours")]
+    pairs = [(p, sides[f"ours {p}"], sides[f"RecTools {p}"]) for p in precisions]
+    if len(pairs) > 1:
+        own, peer = (min((pair[i] for pair in pairs), key=side_seconds) for i in (1, 2))
+        pairs.insert(0, ("best", own, peer))
+    return pairs
+
+
+def ratios_of(own: Side, peer: Side) -> list[float]:
+    """The peer's seconds by ours, in each counted round."""
+    return [b / a for a, b in zip(own["seconds"], peer["seconds"], strict=True)][1:]
+
+
+def side_seconds(side: Side) -> float:
     """Median seconds of a side's rounds without the first."""
     return median(side["seconds"][1:])
 
