@@ -171,8 +171,8 @@ def noise(old: Figure, new: Figure) -> float:
         In the figure's unit; NaN where one of them was taken once.
     """
     a, b = old.error**2, new.error**2
-    if math.isnan(a + b) or a + b == 0:
-        return a + b
+    if math.isnan(a + b):
+        return math.nan
     by_part = a**2 / old.freedom + b**2 / new.freedom  # 0 where both come from intervals
     freedom = (a + b) ** 2 / by_part if by_part else math.inf
     return float(student.ppf(0.975, freedom)) * math.sqrt(a + b)

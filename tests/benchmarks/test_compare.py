@@ -127,6 +127,7 @@ def test_what_differs_is_warned_of() -> None:
     old = training([1, 1], [2, 2])
     new = training([1, 1], [2, 2], versions={"torch": "2.16.0"}, settings=["x=1"])
     new["results"][0]["players"][1]["threads"] = 2
+    new["rows"] = [{"seeds": {"hr_10": [0.1, 0.2]}}]  # measured, one a seed
     assert differences(old, old) == []
     assert sorted(differences(old, new)) == [
         "results.ml1m.players.RecTools 32.threads differs: 1 and 2",
