@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipelines.checking import ConfigError, nearest
 from pipelines.entry import shipped
 from pipelines.fitting import SMALLER_IS_BETTER, click_batches, fit_model
@@ -200,6 +198,8 @@ def check_defined(monitor: str, asked: ClickQuestions, evaluation: ClickEvaluati
     Raises:
         ConfigError: naming the setting.
     """
+    import numpy as np
+
     from recsys.evaluation.click_report import summarise_clicks
 
     values = summarise_clicks(

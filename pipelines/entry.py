@@ -152,7 +152,7 @@ def compose(
                 if _mention_hydra([source.file]):
                     raise ConfigError(f"unknown key 'hydra' in {_shown(source.file)}.")
         return build(
-            schema, cast("dict[str, Any]", values), lambda key: _where(key, settings, sources())
+            schema, cast("dict[str, Any]", values), lambda key: _where(key, settings, sources)
         )
 
 
@@ -377,13 +377,19 @@ def _shown(file: Path) -> str:
     return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
 
 
-def _where(key: str, settings: list[_Setting], sources: list[_Source]) -> str:
-    """Where a key got its value: " on the command line (…)" or " in FILE"."""
+def _where(key: str, settings: list[_Setting], sources: Callable[[], list[_Source]]) -> str:
+    """Where a key got its value: " on the command line (…)" or " in FILE".
+
+    Args:
+        key: that the user is to be told about.
+        settings: of the command line.
+        sources: finds the files; not asked where the command line says enough.
+    """
     values = [setting for setting in reversed(settings) if not setting.is_choice]
     for setting in values:
         if setting.key == key or setting.key.startswith(f"{key}."):
             return f" on the command line ({setting.text})"
-    for source in reversed(sources):
+    for source in reversed(sources()):
         if source.sets(key):
             hint = ""
             if source.package == key:

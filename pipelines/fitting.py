@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pipelines.checking import ConfigError
 from pipelines.judging import Judge, say, show_progress
 from pipelines.schemas import (
@@ -21,6 +19,7 @@ from pipelines.schemas import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from pipelines.clicks import ClickJudge
@@ -248,6 +247,8 @@ def make_objective(config: ObjectiveConfig, item_counts_V: np.ndarray) -> Object
 
 def training_events_of_items(judge: Judge) -> np.ndarray:
     """int64 [V]: training events of each item."""
+    import numpy as np
+
     from recsys.models.baselines.popularity import training_events
 
     store = judge.store
@@ -257,6 +258,7 @@ def training_events_of_items(judge: Judge) -> np.ndarray:
 
 def occurrences_of_items(judge: ClickJudge) -> Tensor:
     """Tensor [V]: how often each item occurs in the training questions, with the histories."""
+    import numpy as np
     import torch
 
     view, training = judge.split.view, judge.split.training_questions(0)

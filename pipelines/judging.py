@@ -16,12 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from pipelines.paths import cache_dir
 from pipelines.schemas import EvaluationConfig, ShareConfig, SplitConfig, TimeConfig
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
 
     from recsys.evaluation.ranking import Encoder, Scorer
@@ -194,6 +193,8 @@ def baselines(judge: Judge, monitor: str, repeats: bool) -> list[Baseline]:
         monitor: the metric that chooses.
         repeats: whether items of the history may be the answer.
     """
+    import numpy as np
+
     from recsys.models.baselines.tuning import tune_baselines
 
     # The cut-off that tunes need not be one that is reported.
@@ -247,6 +248,8 @@ def digest_of(questions: Questions | ClickQuestions) -> str:
 
 
 def _known_times(store: HistoryStore) -> np.ndarray | None:
+    import numpy as np
+
     from recsys.histories.store import NO_TIME
 
     if store.times is None or bool((store.times == NO_TIME).any()):
@@ -255,6 +258,8 @@ def _known_times(store: HistoryStore) -> np.ndarray | None:
 
 
 def _read_baselines(folder: Path) -> list[Baseline] | None:
+    import numpy as np
+
     from recsys.models.baselines.ease import EASE
     from recsys.models.baselines.item_knn import ItemKNN
     from recsys.models.baselines.markov import LastItemMarkov
@@ -274,6 +279,8 @@ def _read_baselines(folder: Path) -> list[Baseline] | None:
 
 def _write_baselines(folder: Path, models: list[Baseline], facts: Mapping[str, Any]) -> None:
     """The arrays first, then `trials.json`, which says that they are whole."""
+    import numpy as np
+
     from recsys.logs.files import name_aside, sync, write_text
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipelines.checking import ConfigError, build
 from pipelines.clicks import (
     RANKERS,
@@ -154,6 +152,8 @@ def run(config: TrainConfig) -> None:
 
 def next_item_job(config: TrainConfig) -> Judge:
     """The questions of a next-item model, once everything about the settings has been checked."""
+    import numpy as np
+
     evaluation = config.evaluation
     assert isinstance(evaluation, EvaluationConfig) and isinstance(config.model, SASRecConfig)
     check_evaluation(evaluation, config.trainer.monitor)

@@ -44,19 +44,22 @@ def test_help(place, name: str) -> None:
     assert place.files == set()
 
 
-def test_help_and_errors_import_nothing_heavy(place) -> None:
-    for arguments in (["--help"], ["sead=3"]):
+HEAVY = {"torch", "mlflow", "pytorch_lightning", "polars", "numpy", "scipy", "matplotlib"}
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "recommend", "ingest", "ui"])
+def test_help_and_errors_import_nothing_heavy(place, name: str) -> None:
+    for argument, heavy, code in (("--help", HEAVY | {"hydra"}, 0), ("sead=3", HEAVY, 2)):
         script = f"""
 import runpy, sys
-sys.argv = ["train", *{arguments}]
+sys.argv = ["{name}", "{argument}"]
 try:
-    runpy.run_module("pipelines.train", run_name="__main__")
+    runpy.run_module("pipelines.{name}", run_name="__main__")
 except SystemExit as end:
-    heavy = {{"torch", "mlflow", "pytorch_lightning", "polars"}} & set(sys.modules)
-    print("heavy:", sorted(heavy), end.code)
+    print("heavy:", sorted({heavy} & set(sys.modules)), end.code)
 """
         done = place.python("-c", script)
-        assert done.stdout.splitlines()[-1] in ("heavy: [] 0", "heavy: [] 2")
+        assert done.stdout.splitlines()[-1] == f"heavy: [] {code}"
 
 
 def test_the_settings_can_be_shown(place) -> None:
