@@ -25,7 +25,8 @@ import numpy as np
 import yaml
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from benchmarks.clicks import METRICS
+from benchmarks.clicks import METRICS, better_of
+from benchmarks.figures import Figure, of_interval, of_rounds
 from benchmarks.quality import train
 from benchmarks.record import circumstances, command_line, show_again, write
 from pipelines.checking import build
@@ -235,6 +236,21 @@ def difference(
     for metric in get_args(Metric):
         interval = paired_bootstrap(label, user, answers[a], answers[b], metric=metric)
         found[metric] = [interval.estimate, interval.low, interval.high]
+    return found
+
+
+def figures(report: dict[str, Any]) -> list[Figure]:
+    """The trees' metrics, and the paired differences."""
+    found = [
+        of_rounds(f"{row['inputs']}: {metric}", [row[metric]], better_of(metric))
+        for row in report["rows"]
+        for metric in METRICS
+    ]
+    for entry in report["differences"]:
+        for metric in METRICS:
+            estimate, low, high = entry[metric]
+            name = f"{entry['pair']}: {metric}"
+            found.append(of_interval(name, estimate, low, high, better_of(metric)))
     return found
 
 
