@@ -65,7 +65,7 @@ class Vocabulary:
 
     def raw(self, indices: np.ndarray) -> pl.Series:
         """The raw ids of an array of indices (each ≥ first_index)."""
-        return self.raw_ids.gather(np.asarray(indices, dtype=np.int64) - self.first_index)
+        return self.raw_ids[np.asarray(indices, dtype=np.int64) - self.first_index]
 
     def tie_order(self, seed: int) -> np.ndarray:
         """A total order of all indices that no model can know: by seeded hash of the raw id.

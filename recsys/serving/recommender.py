@@ -15,14 +15,18 @@ Dimensions: N histories, R of them scored together, K list length, V catalogue i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor, nn
 
 from recsys.evaluation.ranking import (
     ROWS,
@@ -44,6 +48,7 @@ Seen = Literal["events", "taken"]  # of the history: all items, or those with la
 # Numbers in one batch's scores: what a model that scores in its own way may make at a time.
 SCORES_AT_A_TIME = 1 << 26
 USERS_AT_A_TIME = 1 << 14
+FEW = 8  # histories whose scores are one product of so many rows in place of `ROWS`
 
 
 @dataclass(frozen=True)
@@ -188,16 +193,11 @@ class Recommender:
         Raises:
             ValueError: k below 1, or ids of another number than histories.
         """
-        rows = histories
-        if not isinstance(rows, pl.Series):
-            # Without rows nothing says that the column would hold lists.
-            kind = None if rows else pl.List(pl.String)
-            rows = pl.Series("history", [list(history) for history in rows], dtype=kind)
-        N = len(rows)
+        N = len(histories)
         users = pl.Series("user", range(N), dtype=pl.Int64) if users is None else users
         if len(users) != N:
             raise ValueError(f"{len(users):,} user ids stand beside {N:,} histories")
-        store, unknown = self._store_of(rows)
+        store, unknown = self._store_of(histories)
         top = self.top_k(store, np.arange(N), store.lengths, k=k, filter_seen=filter_seen)
         counts = {
             "users": N,
@@ -245,8 +245,9 @@ class Recommender:
         by_popularity_N = empty_N if self.popularity_V is not None else np.zeros(N, dtype=bool)
         together = max(ROWS, min(256, SCORES_AT_A_TIME // V))
         order = np.argsort(ends_N, kind="stable")  # similar lengths together: little padding
-        with evaluation_mode(self.model):
-            blocks = score_blocks(self.model, V)
+        # Looking first costs less than setting every module of one that is loaded.
+        with evaluation_mode(self.model) if _in_training(self.model) else nullcontext():
+            blocks = self._score_blocks()
             for begin in range(0, N, together):
                 asked = order[begin : begin + together]
                 batch = self.make_batch(store, users_N[asked], ends_N[asked])
@@ -281,23 +282,86 @@ class Recommender:
         by = pl.Series([self.name, POPULARITY])
         return pl.DataFrame(
             {
-                "user": users.gather(row),
+                "user": users[row],
                 "rank": (place + 1).astype(np.int32),
                 "item": self.items.raw(top.items_NK[row, place]),
                 "score": top.scores_NK[row, place],
-                "model": by.gather(top.by_popularity_N[row].astype(np.int64)),
+                "model": by[top.by_popularity_N[row].astype(np.int64)],
             }
         )
 
     def _history_batch(self, store: HistoryStore, users: np.ndarray, ends: np.ndarray) -> Any:
         return history_batch(store, users, ends, self.model.max_length)
 
-    def _store_of(self, histories: pl.Series) -> tuple[HistoryStore, int]:
+    def _score_blocks(self) -> Callable[[Any], Iterator[tuple[int, Tensor]]]:
+        """As `recsys.evaluation.ranking.score_blocks`, and faster for a few histories."""
+        whole_blocks = score_blocks(self.model, self.items.size)
+        if not hasattr(self.model, "encode"):
+            return whole_blocks
+        encoder = cast(Encoder, self.model)
+
+        def blocks(batch: Any) -> Iterator[tuple[int, Tensor]]:
+            if len(batch.lengths_B) > FEW or not self._few_are_exact:
+                yield from whole_blocks(batch)
+                return
+            table_VD = encoder.item_table().float()
+            h_BD = encoder.encode(batch.to(table_VD.device)).float()
+            with torch.autocast(h_BD.device.type, enabled=False):
+                yield 0, _product(h_BD, table_VD, FEW)
+
+        return blocks
+
+    @cached_property
+    def _few_are_exact(self) -> bool:
+        """Whether a product of `FEW` rows has the bits of one of `ROWS`, on this machine.
+
+        The order in which a product is summed depends on its shape, not on its numbers.
+        """
+        table_VD = cast(Encoder, self.model).item_table().float()
+        draw = torch.Generator().manual_seed(0)
+        h_RD = torch.randn(FEW, table_VD.shape[1], generator=draw).to(table_VD.device)
+        with torch.no_grad(), torch.autocast(h_RD.device.type, enabled=False):
+            few_RV, many_RV = (_product(h_RD, table_VD, rows) for rows in (FEW, ROWS))
+        return torch.equal(few_RV, many_RV)
+
+    def _store_of(self, histories: Sequence[Sequence[Any]] | pl.Series) -> tuple[HistoryStore, int]:
         """Raw histories in the model's indices, and how many events were skipped."""
+        if not isinstance(histories, pl.Series):
+            found = self._looked_up(histories)
+            if found is not None:
+                return self._store(*found)
+            # Without rows nothing says that the column would hold lists.
+            kind = None if histories else pl.List(pl.String)
+            histories = pl.Series("history", [list(history) for history in histories], dtype=kind)
         lengths = histories.list.len().fill_null(0).to_numpy().astype(np.int64)
-        row = np.repeat(np.arange(len(lengths)), lengths)
         flat = histories.filter(histories.list.len() > 0).explode()
         indices = self.items.indices(flat) if len(flat) else np.zeros(0, dtype=np.int64)
+        return self._store(lengths, indices)
+
+    def _looked_up(
+        self, histories: Sequence[Sequence[Any]]
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Lengths, and indices id by id, which costs a request much less than a join.
+
+        Returns:
+            None where an id is of another type than the vocabulary's, and has to be converted.
+        """
+        kind = str if self.items.raw_ids.dtype == pl.String else int
+        ids = list(chain.from_iterable(histories))
+        if not all(type(raw) is kind for raw in ids):
+            return None
+        found = [self.items.index_of(raw) for raw in ids]
+        lengths = np.array([len(history) for history in histories], dtype=np.int64)
+        return lengths, np.array([-1 if i is None else i for i in found], dtype=np.int64)
+
+    def _store(self, lengths: np.ndarray, indices: np.ndarray) -> tuple[HistoryStore, int]:
+        """The store, and the number of unknown events, which are skipped.
+
+        Args:
+            lengths: int64, events of each history.
+            indices: int64, of all events; -1 where the model does not know the item.
+        """
+        row = np.repeat(np.arange(len(lengths)), lengths)
         known = indices >= 0
         kept = np.bincount(row[known], minlength=len(lengths))
         store = HistoryStore(
@@ -307,6 +371,16 @@ class Recommender:
             item_vocabulary=self.items,
         )
         return store, int((~known).sum())
+
+
+def _in_training(model: object) -> bool:
+    return isinstance(model, nn.Module) and any(module.training for module in model.modules())
+
+
+def _product(h_BD: Tensor, table_VD: Tensor, rows: int) -> Tensor:
+    """[B, V], as part of a product of so many rows."""
+    padded_RD = nn.functional.pad(h_BD, (0, 0, 0, rows - len(h_BD)))
+    return torch.mm(padded_RD, table_VD.T)[: len(h_BD)]
 
 
 def check_vocabulary(described: dict[str, Any], items: Vocabulary) -> None:

@@ -7,17 +7,17 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from recsys.batch import HistoryBatch
-from recsys.evaluation.ranking import rank
+from recsys.evaluation.ranking import ROWS, rank
 from recsys.histories.questions import Questions
 from recsys.histories.store import HistoryStore
 from recsys.histories.vocabulary import Vocabulary
 from recsys.models.next_item.sasrec import SASRec
-from recsys.serving.recommender import Recommender, event_counts
+from recsys.serving.recommender import FEW, Recommender, event_counts
 from recsys.training.saved_model import ModelError, save_model
 
 ITEMS = 9
@@ -109,6 +109,50 @@ def test_an_encoder_alone_and_in_company() -> None:
         np.testing.assert_allclose(alone.scores_NK[0], together.scores_NK[user], rtol=1e-5)
 
 
+@pytest.mark.parametrize("width", [8, 64, 100])
+def test_a_few_histories_are_scored_to_the_same_bits(width: int, monkeypatch) -> None:
+    vocabulary = Vocabulary(pl.Series("item", [f"i{i}" for i in range(300)]), 1)
+    torch.manual_seed(width)
+    model = SASRec(301, max_length=6, width=width, layers=1, initial_scale=1.0)
+    made = Recommender(model, vocabulary, name="SASRec")
+    draw = np.random.default_rng(width)
+    histories = [[f"i{i}" for i in draw.integers(0, 300, 6)] for _ in range(FEW)]
+    for asked in (histories, histories[:1], histories[2:5], [*histories, []]):
+        found = {}
+        for exact in (True, False):  # False: the product of an evaluation
+            monkeypatch.setitem(made.__dict__, "_few_are_exact", exact)
+            shapes = []
+            monkeypatch.setattr(
+                torch, "mm", lambda a, b, s=shapes, **o: s.append(len(a)) or MM(a, b, **o)
+            )
+            found[exact] = made.recommend(asked, k=300, filter_seen=False).frame
+            assert shapes == [FEW if exact and len(asked) <= FEW else ROWS]
+        assert found[True].equals(found[False])
+
+
+MM = torch.mm
+
+
+@pytest.mark.parametrize("last_bit", [0, 1])
+def test_a_few_are_scored_apart_only_where_that_has_the_same_bits(last_bit, monkeypatch) -> None:
+    made = Recommender(SASRec(10, width=8), STORE.item_vocabulary, name="SASRec")
+    monkeypatch.setattr(
+        torch, "mm", lambda a, b: MM(a, b) * (1 + last_bit * 2**-22 * (len(a) == FEW))
+    )
+    assert made._few_are_exact == (last_bit == 0)
+
+
+def test_dropout_is_off_in_a_model_that_trains() -> None:
+    model = SASRec(ITEMS + 1, max_length=4, width=8, layers=1, dropout=0.5)
+    made = Recommender(model, STORE.item_vocabulary, name="SASRec")
+    model.eval()
+    wanted = made.top_k(*everybody(), k=3, filter_seen=True).scores_NK
+    for module in (model, model.dropout):
+        module.train()
+        assert np.array_equal(made.top_k(*everybody(), k=3, filter_seen=True).scores_NK, wanted)
+        model.eval()
+
+
 def test_without_history_the_popular_items_and_it_says_so() -> None:
     popularity = event_counts(STORE)
     top = recommender(popularity_V=popularity).top_k(*everybody(), k=4, filter_seen=True)
@@ -193,6 +237,29 @@ def test_raw_histories_give_the_lists_of_the_store() -> None:
     assert answer.counts == {"users": 5, "users_empty": 1, "events_unknown": 0}
     as_series = made.recommend(pl.Series(raw), k=3, users=STORE.user_vocabulary.raw_ids)
     assert as_series.frame.equals(answer.frame)
+
+
+@settings(max_examples=30)
+@given(
+    st.booleans(),
+    st.lists(
+        st.one_of(
+            st.lists(st.sampled_from(["1", "3", "07", "x", None])),
+            st.lists(st.sampled_from([1, 3, 7, 99, None])),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_lists_of_ids_and_a_series_of_them_are_read_alike(numbers: bool, histories) -> None:
+    kinds = {type(raw) for history in histories for raw in history if raw is not None}
+    assume(len(kinds) < 2)
+    ids = pl.Series("item", [1, 3, 7]) if numbers else pl.Series("item", ["1", "3", "07"])
+    made = Recommender(Table(np.arange(4)[None]), Vocabulary(ids, 1), name="Table")
+    dtype = pl.List(pl.Int64 if kinds == {int} else pl.String)
+    wanted = made.recommend(pl.Series(histories, dtype=dtype), k=3)
+    found = made.recommend(histories, k=3)
+    assert found.frame.equals(wanted.frame) and found.counts == wanted.counts
 
 
 def test_unknown_items_are_skipped_and_counted() -> None:
