@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from recsys.histories.batches import TrainingBatches, history_batch
+from recsys.histories.batches import TrainingBatches, WindowKind, history_batch
 from recsys.histories.store import HistoryStore
 
 
@@ -23,26 +23,29 @@ def store_of(lengths: list[int]) -> HistoryStore:
     budget=st.integers(1, 60),
     max_length=st.integers(1, 12),
     epoch=st.integers(0, 3),
+    windows=st.sampled_from(["all", "newest"]),
 )
-@example(lengths=[2, 2, 9], budget=1, max_length=8, epoch=0)  # one history holds most tokens
+@example(lengths=[2, 2, 9], budget=1, max_length=8, epoch=0, windows="all")  # one holds most
+@example(lengths=[9], budget=1, max_length=1, epoch=0, windows="all")
 def test_every_pair_once_per_epoch(
-    lengths: list[int], budget: int, max_length: int, epoch: int
+    lengths: list[int], budget: int, max_length: int, epoch: int, windows: WindowKind
 ) -> None:
     store = store_of(lengths)
-    batches = TrainingBatches(store, store.lengths, max_length, budget, seed=3)
+    batches = TrainingBatches(store, store.lengths, max_length, budget, seed=3, windows=windows)
     batches.epoch = epoch
     pairs = []
     count = 0
     for inputs, targets in batches:
         count += 1
         assert len(inputs.lengths_B) >= 1
+        assert 1 <= inputs.lengths_B.min() <= inputs.lengths_B.max() <= max_length
         before = inputs.items_BL.flatten()[inputs.packed_T]
         pairs += list(zip(before.tolist(), targets.tolist(), strict=True))
     assert count == len(batches)
     expected = [
         (10 * u + i + 1, 10 * u + i + 2)
         for u, n in enumerate(lengths)
-        for i in range(max(0, n - 1 - max_length), n - 1)
+        for i in range(max(0, n - 1 - max_length) if windows == "newest" else 0, n - 1)
     ]
     assert sorted(pairs) == sorted(expected)
     assert batches.tokens_per_epoch == len(expected)
@@ -65,18 +68,33 @@ def test_histories_meet_others_and_lengths_come_in_any_order() -> None:
     store = store_of([3 + i % 20 for i in range(200)])
     batches = TrainingBatches(store, store.lengths, 30, 100, seed=0)
     plans = [batches.plan(epoch) for epoch in (0, 1)]
-    company = [{frozenset(rows.tolist()) for rows in plan} for plan in plans]
+    company = [{frozenset(windows.users.tolist()) for windows in plan} for plan in plans]
     assert len(company[0] & company[1]) < len(plans[0]) / 2
-    longest = [batches.lengths[rows].max() for rows in plans[0]]
+    longest = [windows.lengths.max() for windows in plans[0]]
     assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
 
 
+def test_the_newest_window_is_whole_and_the_others_begin_elsewhere_each_epoch() -> None:
+    store = store_of([48, 3])
+    batches = TrainingBatches(store, store.lengths, 10, 20, seed=0, windows="all")
+    second = set()
+    for epoch in range(200):
+        cut = batches.cut(epoch)
+        assert cut.users.tolist() == [0] * (len(cut) - 1) + [1]
+        assert (cut.ends[0], cut.lengths[0], cut.ends[-1], cut.lengths[-1]) == (48, 10, 3, 2)
+        assert (cut.ends[1:-1] == cut.ends[:-2] - cut.lengths[:-2]).all()
+        assert (cut.lengths[2:-2] == 10).all()  # all but the second and the oldest
+        second.add(int(cut.lengths[1]))
+    assert second == set(range(1, 11))
+
+
 @pytest.mark.parametrize("stop", [1, 3, 7, 12])
-def test_goes_on_where_it_stopped(stop: int) -> None:
+@pytest.mark.parametrize("windows", ["all", "newest"])
+def test_goes_on_where_it_stopped(stop: int, windows: WindowKind) -> None:
     store = store_of([4 + i % 5 for i in range(40)])
 
     def make() -> TrainingBatches:
-        return TrainingBatches(store, store.lengths, 8, 25, seed=1)
+        return TrainingBatches(store, store.lengths, 6, 25, seed=1, windows=windows)
 
     whole = make()
     expected = [t.tolist() for _ in range(2) for _, t in whole]
