@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, cast
 
 import numpy as np
@@ -21,14 +22,19 @@ import torch
 from torch import Tensor, nn
 
 from recsys.batch import HistoryBatch
+from recsys.evaluation.catalogue_scan import ROWS as SCANNED
+from recsys.evaluation.catalogue_scan import CatalogueScan, GivenScores, Products, Scores
 from recsys.evaluation.metrics import RankedAnswers
 from recsys.histories.batches import history_batch
 from recsys.histories.questions import Questions
 from recsys.histories.store import HistoryStore
 
-# Rows of one matrix product. Small, so that the scores stay in the cache; always the same, so that
-# no score's last bit depends on how many questions were asked together.
+# Rows of one matrix product where whole rows of scores are made. Small, so that they stay in the
+# cache; always the same, so that no score's last bit depends on how many were asked together.
 ROWS = 64
+# Places of histories, padding included, that are encoded at a time: what the layers pass on to each
+# other then stays in the cache.
+PLACES = 4096
 
 
 class Encoder(Protocol):
@@ -117,50 +123,32 @@ def rank(
     items_A, question_A, repeated = _answers(store, questions)
     answer_begins = np.searchsorted(question_A, np.arange(N + 1))
     answers_N = np.diff(answer_begins)
-    filtered_A = np.zeros(len(items_A), dtype=bool)
     scores_A = np.empty(len(items_A), dtype=np.float32)
     at_least_A = np.empty(len(items_A), dtype=np.int64)
     lists_NK = np.zeros((N, k), dtype=np.int32)
     list_scores_NK = np.full((N, k), -np.inf, dtype=np.float32)
-    tie_order = store.item_vocabulary.tie_order(tie_seed)
-    tie_V = torch.from_numpy(tie_order)
-    buffer_RV = torch.empty(ROWS, store.catalogue_size)
+    tie_order = cache(lambda: store.item_vocabulary.tie_order(tie_seed))
 
     # Histories of similar length together: little padding.
     order = np.argsort(questions.history_ends, kind="stable")
     with evaluation_mode(model):
-        blocks = score_blocks(model, store.catalogue_size)
-        for begin in range(0, N, batch_size):
-            asked = order[begin : begin + batch_size]
-            users, ends = questions.users[asked], questions.history_ends[asked]
-            for first, scores_RV in blocks(history_batch(store, users, ends, model.max_length)):
-                block = slice(first, first + len(scores_RV))
-                rows = asked[block]
-                scores_RV[:, 0] = 0
-                refuse_nan(scores_RV, model)
-                scores_RV[:, 0] = -torch.inf
-
-                if tie_V.device != scores_RV.device:
-                    tie_V, buffer_RV = tie_V.to(scores_RV.device), buffer_RV.to(scores_RV.device)
-
-                row_A, answer = ragged(answer_begins[rows], answers_N[rows])
-                if filter_seen:
-                    row, event = ragged(store.offsets[users[block]], ends[block])
-                    scores_RV[torch.from_numpy(row), _index(store.items[event])] = -torch.inf
-                row_in_block = torch.from_numpy(row_A)
-                answer_scores = scores_RV[row_in_block, _index(items_A[answer])]
-                scores_A[answer] = answer_scores.cpu().numpy()
-                filtered_A[answer] = scores_A[answer] == -np.inf
-                at_least_A[answer] = _count_at_least(
-                    scores_RV, row_in_block, answer_scores, buffer_RV
+        scores_of, device = _block_scores(model, store, batch_size)
+        scan = CatalogueScan(store.catalogue_size, k, tie_order, name_of(model), device)
+        for begin in range(0, N, SCANNED):
+            rows = order[begin : begin + SCANNED]
+            users, ends = questions.users[rows], questions.history_ends[rows]
+            row, answer = ragged(answer_begins[rows], answers_N[rows])
+            seen, event = ragged(store.offsets[users], ends if filter_seen else 0 * ends)
+            scores = scores_of(users, ends)
+            with torch.autocast(device.type, enabled=False):  # scores are float32, always
+                scores_A[answer], at_least_A[answer], list_scores_NK[rows], lists_NK[rows] = scan(
+                    scores, (row, items_A[answer]), (seen, store.items[event])
                 )
 
-                values_RK, items_RK = best_items(scores_RV, k, tie_V)
-                width = values_RK.shape[1]
-                lists_NK[rows, :width] = items_RK.cpu().numpy()
-                list_scores_NK[rows, :width] = values_RK.cpu().numpy()
-
-    ranks_A = _ranks(at_least_A, scores_A, question_A, tie_order[items_A])
+    filtered_A = scores_A == -np.inf
+    ranks_A = at_least_A
+    if len(items_A) > N:
+        ranks_A = _ranks(at_least_A, scores_A, question_A, tie_order()[items_A])
     ranks_A[filtered_A] = 0
     answers = RankedAnswers(ranks_A, question_A, N)
     counts = {
@@ -213,21 +201,70 @@ def evaluation_mode(model: object) -> Iterator[None]:
             model.train(was_training)
 
 
+def _block_scores(
+    model: Encoder | Scorer, store: HistoryStore, batch_size: int
+) -> tuple[Callable[[np.ndarray, np.ndarray], Scores], torch.device]:
+    """A function that gives the scores of some users' histories, and the device they are on."""
+    V = store.catalogue_size
+
+    def asked(users: np.ndarray, ends: np.ndarray, at_a_time: int) -> Iterator[HistoryBatch]:
+        # Cut after padding, so that a history is padded alike however many are read at a time.
+        whole = history_batch(store, users, ends, model.max_length)
+        for begin in range(0, len(users), at_a_time):
+            part = slice(begin, begin + at_a_time)
+            times_BL = None if whole.times_BL is None else whole.times_BL[part]
+            yield HistoryBatch(whole.items_BL[part], whole.lengths_B[part], times_BL)
+
+    def given(users: np.ndarray, ends: np.ndarray) -> Scores:
+        batches = asked(users, ends, batch_size)
+        parts = [cast(Scorer, model).scores(batch).cpu() for batch in batches]
+        check_catalogue(model, parts[0].shape[1], V)
+        return GivenScores(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    if not hasattr(model, "encode"):
+        return given, torch.device("cpu")
+
+    encoder = cast(Encoder, model)
+    table_VD = encoder.item_table().float()
+    check_catalogue(model, len(table_VD), V)
+
+    def products(users: np.ndarray, ends: np.ndarray) -> Scores:
+        longest = max(int(ends.max()), 1)
+        if model.max_length is not None:
+            longest = min(longest, model.max_length)
+        batches = asked(users, ends, min(batch_size, max(1, PLACES // longest)))
+        parts = [encoder.encode(batch.to(table_VD.device)).float() for batch in batches]
+        return Products(torch.cat(parts), table_VD)
+
+    return products, table_VD.device
+
+
+def check_catalogue(model: object, known: int, V: int) -> None:
+    """Refuses a model of another catalogue.
+
+    Args:
+        model: named in the error.
+        known: the size of the catalogue it scores, padding included.
+        V: the store's.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    if known != V:
+        raise ValueError(
+            f"{name_of(model)} knows {known - 1:,} items, the store {V - 1:,}: "
+            "evaluate a model on the store (or a store with the same items) it was trained on"
+        )
+
+
 def score_blocks(
     model: Encoder | Scorer, V: int
 ) -> Callable[[HistoryBatch], Iterator[tuple[int, Tensor]]]:
     """A function that yields (first row, float32 scores [≤ ROWS, V], free to overwrite)."""
 
-    def check(known: int) -> None:
-        if known != V:
-            raise ValueError(
-                f"{_name(model)} knows {known - 1:,} items, the store {V - 1:,}: "
-                "evaluate a model on the store (or a store with the same items) it was trained on"
-            )
-
     def blocks_of_scores(batch: HistoryBatch) -> Iterator[tuple[int, Tensor]]:
         scores_BV = cast(Scorer, model).scores(batch)
-        check(scores_BV.shape[1])
+        check_catalogue(model, scores_BV.shape[1], V)
         for first in range(0, len(scores_BV), ROWS):
             yield first, scores_BV[first : first + ROWS].to(torch.float32, copy=True)
 
@@ -236,7 +273,7 @@ def score_blocks(
 
     encoder = cast(Encoder, model)
     table_VD = encoder.item_table().float()
-    check(len(table_VD))
+    check_catalogue(model, len(table_VD), V)
     buffer_RV = table_VD.new_empty(ROWS, V)
 
     def blocks_of_products(batch: HistoryBatch) -> Iterator[tuple[int, Tensor]]:
@@ -253,36 +290,9 @@ def score_blocks(
     return blocks_of_products
 
 
-def _name(model: object) -> str:
+def name_of(model: object) -> str:
+    """What a model is called in errors."""
     return str(getattr(model, "name", type(model).__name__))
-
-
-def refuse_nan(scores_RV: Tensor, model: object) -> None:
-    """Refuses NaN, and lifts -inf to the lowest number: -inf stands for 'not a candidate' here."""
-    if torch.isfinite(scores_RV.sum()):
-        return
-    bad = int(scores_RV.isnan().any(dim=1).sum())
-    if bad:
-        raise ValueError(
-            f"{_name(model)} gave NaN scores (to {bad} of the {len(scores_RV)} questions in hand): "
-            "nothing can be ranked by them; did training diverge?"
-        )
-    scores_RV.clamp_(min=torch.finfo(torch.float32).min)
-
-
-def _count_at_least(
-    scores_RV: Tensor, row: Tensor, answer_scores: Tensor, buffer_RV: Tensor
-) -> np.ndarray:
-    """int64 [answers]: candidates, the answer included, whose score is not below the answer's."""
-    counts = torch.empty(len(row), dtype=torch.int64)
-    for at in range(0, len(row), ROWS):
-        rows = row[at : at + ROWS]
-        alone = len(row) == len(scores_RV)  # one answer a question: the rows as they are
-        looked_at = scores_RV if alone else scores_RV[rows]
-        # Written as 0 and 1 in float32: four times as fast to sum as booleans, exact below 2^24.
-        above = torch.ge(looked_at, answer_scores[at : at + ROWS, None], out=buffer_RV[: len(rows)])
-        counts[at : at + ROWS] = above.sum(dim=1)
-    return counts.numpy()
 
 
 def _ranks(
@@ -302,41 +312,3 @@ def _ranks(
     ranks = np.empty(len(order), dtype=np.int64)
     ranks[order] = at_least_A[order] - later
     return ranks
-
-
-def best_items(scores_RV: Tensor, k: int, tie_V: Tensor) -> tuple[Tensor, Tensor]:
-    """(scores, items) of the min(k, V) best candidates per row, equal scores in tie order.
-
-    `topk` chooses freely among equals, so rows with equal scores are put right afterwards, and
-    where equals straddle the list's end all of them are looked at. Items are 0 where the
-    candidates (scores above -inf) ran out.
-    """
-    V = scores_RV.shape[1]
-    values, items = scores_RV.topk(min(k + 1, V), dim=1)
-    equal = (values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -torch.inf)
-    straddles = equal[:, k - 1] if k < V else torch.zeros_like(equal[:, 0])
-    values, items = values[:, :k], items[:, :k]
-
-    inside = (equal.any(dim=1) & ~straddles).nonzero().squeeze(1)
-    if len(inside):
-        values[inside], items[inside] = _in_order(values[inside], items[inside], tie_V, k)
-    border = straddles.nonzero().squeeze(1)
-    if len(border):
-        above, above_items = values[border], items[border]
-        last = above[:, -1:]
-        tie_BV = torch.where(scores_RV[border] == last, tie_V, len(tie_V))
-        chosen_tie, chosen = tie_BV.topk(k, dim=1, largest=False)
-        level = torch.where(chosen_tie < len(tie_V), last, -torch.inf)
-        above = torch.where(above > last, above, -torch.inf)
-        values[border], items[border] = _in_order(
-            torch.cat([above, level], dim=1), torch.cat([above_items, chosen], dim=1), tie_V, k
-        )
-    return values, torch.where(values > -torch.inf, items, 0)
-
-
-def _in_order(values: Tensor, items: Tensor, tie_V: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k first of each row by (score descending, tie order)."""
-    by_tie = tie_V[items].argsort(dim=1)
-    values, items = values.gather(1, by_tie), items.gather(1, by_tie)
-    values, by_score = values.sort(dim=1, descending=True, stable=True)
-    return values[:, :k], items.gather(1, by_score)[:, :k]

@@ -28,14 +28,14 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from recsys.evaluation.catalogue_scan import best_items, refuse_nan
 from recsys.evaluation.ranking import (
     ROWS,
     Encoder,
     Scorer,
-    best_items,
     evaluation_mode,
+    name_of,
     ragged,
-    refuse_nan,
     score_blocks,
 )
 from recsys.histories.batches import history_batch
@@ -254,7 +254,7 @@ class Recommender:
                 for first, scores_RV in blocks(batch):
                     rows = asked[first : first + len(scores_RV)]
                     scores_RV[:, 0] = 0
-                    refuse_nan(scores_RV, self.model)
+                    refuse_nan(scores_RV, name_of(self.model))
                     if self.popularity_V is not None and empty_N[rows].any():
                         where = torch.from_numpy(np.flatnonzero(empty_N[rows]))
                         scores_RV[where] = self.popularity_V.to(scores_RV.device)
