@@ -216,20 +216,9 @@ def train(
         What goes into settings.json, and the best epoch's scores of "validation" and "test".
     """
     import torch
-    from fuxictr.pytorch.layers import MaskedAveragePooling
     from fuxictr.pytorch.torch_utils import seed_everything
     from model_zoo.LongCTR.DIN.DIN import DIN
     from model_zoo.LongCTR.longctr_dataloader import LongCTRDataLoader
-
-    class MeanPooling(torch.nn.Module):
-        """In the place of DIN_Attention; pools as FuxiCTR's DCNv2 for such tables does."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.pooling = MaskedAveragePooling()
-
-        def forward(self, target: Any, sequence: Any, mask: Any) -> Any:
-            return self.pooling(sequence, mask)
 
     class Printing(DIN):
         """DIN whose evaluation after each epoch also looks at the test rows, and prints both."""
@@ -287,7 +276,7 @@ def train(
         din_use_softmax=options.softmax,
     )
     if options.model == "mean":
-        model.attention_layers = MeanPooling()
+        model.attention_layers = mean_pooling()
     Path(model.model_dir).mkdir(exist_ok=True)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{options.model}: {prepared['rows']}, {parameters:,} parameters", flush=True)
@@ -312,6 +301,22 @@ def train(
         "machine": {"processor": platform.processor(), "cpus": os.cpu_count()},
     }
     return result, scores
+
+
+def mean_pooling() -> Any:
+    """What stands in the place of DIN_Attention; pools as FuxiCTR's DCNv2 for such tables does."""
+    import torch
+    from fuxictr.pytorch.layers import MaskedAveragePooling
+
+    class MeanPooling(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pooling = MaskedAveragePooling()
+
+        def forward(self, target: Any, sequence: Any, mask: Any) -> Any:
+            return self.pooling(sequence, mask)
+
+    return MeanPooling()
 
 
 def measure(rows: pl.DataFrame, scores: np.ndarray) -> dict[str, float]:
