@@ -14,7 +14,8 @@ import torch
 
 from pipelines.entry import as_yaml, compose, main
 from pipelines.ingest import make_store
-from pipelines.recommend import histories_config, run
+from pipelines.people import histories_config
+from pipelines.recommend import run
 from pipelines.schemas import DataConfig, RecommendConfig, TrainConfig
 from recsys.histories.store import open_store
 from recsys.models.next_item.sasrec import SASRec
