@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
 from pipelines.judging import Judge, say, show_progress
@@ -147,6 +147,7 @@ def _next_item(
 ) -> tuple[NextItemTask, TrainingBatches]:
     from recsys.histories.batches import TrainingBatches
     from recsys.training.next_item_task import NextItemTask
+    from recsys.training.touched_rows import touched_tables
 
     trainer = config.trainer
     assert isinstance(trainer, NextItemTrainerConfig)
@@ -158,7 +159,10 @@ def _next_item(
         config.seed,
         trainer.minimum_batches,
     )
-    objective = make_objective(config.objective, training_events_of_items(judge))
+    choose_rows(config, model)
+    scored: Any = model
+    touched = any(table is scored.item_table() for table in touched_tables(model).values())
+    objective = make_objective(config.objective, training_events_of_items(judge), touched)
     return NextItemTask(model, objective, optimization_of(trainer, len(batches))), batches
 
 
@@ -176,8 +180,21 @@ def _clicks(
         penalty = OccurrenceDecay(objective.l2)
     elif objective.mini_batch_aware > 0:
         penalty = MiniBatchAware(objective.mini_batch_aware, occurrences_of_items(judge))
+    choose_rows(config, model)
     how = optimization_of(config.trainer, len(batches))
     return ClickTask(model, binary_cross_entropy, penalty, how), batches
+
+
+def choose_rows(config: TrainConfig, model: nn.Module) -> None:
+    """Marks the tables of which a step moves the touched rows only.
+
+    Raises:
+        ValueError: the objective touches every row, and touched rows were asked for.
+    """
+    from recsys.training.touched_rows import choose_row_updates
+
+    every_row = isinstance(config.objective, FullSoftmaxConfig)
+    choose_row_updates(model, config.trainer.row_updates, every_row)
 
 
 def click_batches(config: TrainConfig, judge: ClickJudge) -> ClickBatches:
@@ -217,12 +234,15 @@ def optimization_of(
     )
 
 
-def make_objective(config: ObjectiveConfig, item_counts_V: np.ndarray) -> Objective:
+def make_objective(
+    config: ObjectiveConfig, item_counts_V: np.ndarray, touched_rows: bool = False
+) -> Objective:
     """What a next-item model is trained for.
 
     Args:
         config: its name and numbers.
         item_counts_V: training events of each item, for drawing negatives.
+        touched_rows: the item table's gradient holds touched rows only; not of the exact softmax.
 
     Raises:
         ValueError: a number out of range, named.
@@ -236,11 +256,12 @@ def make_objective(config: ObjectiveConfig, item_counts_V: np.ndarray) -> Object
     from recsys.objectives.sampled_softmax import SampledSoftmax
 
     if isinstance(config, FullSoftmaxConfig):
+        assert not touched_rows
         return full_softmax
     kinds = {"sampled_softmax": SampledSoftmax, "gbce": GBCE, "bce": BCE, "bpr": BPR}
     arguments = asdict(config)
     objective: Objective = kinds[arguments.pop("name")](
-        torch.from_numpy(item_counts_V), **arguments
+        torch.from_numpy(item_counts_V), **arguments, touched_rows=touched_rows
     )
     return objective
 

@@ -1,9 +1,9 @@
 """What every command can be told: one dataclass for one config group, its values in `conf/`.
 
-Fields have no defaults here: the one place for a value is its YAML file. A model takes the fields
-of its group, without `name`, as constructor arguments; `tests/pipelines/test_config.py` holds the
-two equal. To add a choice to a group, write its dataclass with its own `name: Literal[...]` and
-join it with `|`.
+Fields have no defaults here, but where the settings of runs recorded earlier lack them: the one
+place for a value is its YAML file. A model takes the fields of its group, without `name`, as
+constructor arguments; `tests/pipelines/test_config.py` holds the two equal. To add a choice to a
+group, write its dataclass with its own `name: Literal[...]` and join it with `|`.
 """
 
 from __future__ import annotations
@@ -460,6 +460,10 @@ class NextItemTrainerConfig:
         checkpoint_seconds: between two checkpoints inside an epoch.
         average_weights: decay of the moving average of the weights that is validated and kept;
             0 takes the weights as they are.
+        row_updates: which rows of embedding tables a step moves: "all"; "touched" by the batch, in
+            a time that does not grow with the catalogue; "auto": touched rows of tables with more
+            than 200,000 rows, unless the objective is full_softmax. Runs recorded before there was
+            a choice moved all.
     """
 
     name: Literal["next_item"]
@@ -477,6 +481,7 @@ class NextItemTrainerConfig:
     precision: Literal["auto", "32", "bf16"]
     checkpoint_seconds: float
     average_weights: float
+    row_updates: Literal["auto", "all", "touched"] = "all"
 
 
 @dataclass(frozen=True)
@@ -500,6 +505,10 @@ class ClickTrainerConfig:
         checkpoint_seconds: between two checkpoints inside an epoch.
         average_weights: decay of the moving average of the weights that is validated and kept;
             0 takes the weights as they are.
+        row_updates: which rows of embedding tables a step moves: "all"; "touched" by the batch, in
+            a time that does not grow with the catalogue; "auto": touched rows of tables with more
+            than 200,000 rows, unless the objective is full_softmax. Runs recorded before there was
+            a choice moved all.
     """
 
     name: Literal["clicks"]
@@ -517,6 +526,7 @@ class ClickTrainerConfig:
     precision: Literal["auto", "32", "bf16"]
     checkpoint_seconds: float
     average_weights: float
+    row_updates: Literal["auto", "all", "touched"] = "all"
 
 
 TrainerConfig = NextItemTrainerConfig | ClickTrainerConfig

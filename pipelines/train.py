@@ -41,6 +41,7 @@ from pipelines.clicks import (
 from pipelines.entry import as_yaml, compose, main
 from pipelines.fitting import (
     check_memory,
+    choose_rows,
     fit_model,
     make_objective,
     memory_lines,
@@ -157,7 +158,8 @@ def next_item_job(config: TrainConfig) -> Judge:
     evaluation = config.evaluation
     assert isinstance(evaluation, EvaluationConfig) and isinstance(config.model, SASRecConfig)
     check_evaluation(evaluation, config.trainer.monitor)
-    make_model(config.model, catalogue_size=2, seed=config.seed)  # wrong arguments: said at once
+    # Wrong arguments: said at once.
+    choose_rows(config, make_model(config.model, catalogue_size=2, seed=config.seed))
     make_objective(config.objective, np.array([0, 1]))
     folder = make_store(config.data, accept=lambda store: make_split(config.split, store))
     from recsys.histories.store import open_store

@@ -21,13 +21,20 @@ class BCE(nn.Module):
         negatives: N.
         sampling: see `NegativeItems`.
         shared_negatives: one draw for all tokens of a batch.
+        touched_rows: the table's gradient holds the touched rows only; see `logits_of`.
 
     Raises:
         ValueError: a number out of range.
     """
 
     def __init__(
-        self, item_counts_V: Tensor, *, negatives: int, sampling: Sampling, shared_negatives: bool
+        self,
+        item_counts_V: Tensor,
+        *,
+        negatives: int,
+        sampling: Sampling,
+        shared_negatives: bool,
+        touched_rows: bool = False,
     ) -> None:
         super().__init__()
         self.draw = NegativeItems(
@@ -36,11 +43,12 @@ class BCE(nn.Module):
             sampling=sampling,
             shared_negatives=shared_negatives,
         )
+        self.touched_rows = touched_rows
 
     def forward(self, hidden_TD: Tensor, table_VD: Tensor, targets_T: Tensor) -> Tensor:
         """The mean loss, a float32 scalar; arguments as of `full_softmax`."""
         softplus = nn.functional.softplus
         answer_T, logits_TN, own_TN = logits_of(
-            hidden_TD, table_VD, targets_T, self.draw(targets_T)
+            hidden_TD, table_VD, targets_T, self.draw(targets_T), self.touched_rows
         )
         return (softplus(-answer_T) + softplus(logits_TN).masked_fill(own_TN, 0).sum(1)).mean()

@@ -27,13 +27,20 @@ class GBCE(nn.Module):
         negatives: N, k in the paper.
         t: calibration, from 0 to 1.
         shared_negatives: one draw for all tokens of a batch.
+        touched_rows: the table's gradient holds the touched rows only; see `logits_of`.
 
     Raises:
         ValueError: a number out of range.
     """
 
     def __init__(
-        self, item_counts_V: Tensor, *, negatives: int, t: float, shared_negatives: bool
+        self,
+        item_counts_V: Tensor,
+        *,
+        negatives: int,
+        t: float,
+        shared_negatives: bool,
+        touched_rows: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= t <= 1:
@@ -44,13 +51,14 @@ class GBCE(nn.Module):
             sampling="uniform",
             shared_negatives=shared_negatives,
         )
+        self.touched_rows = touched_rows
         self.beta = beta(negatives, len(item_counts_V) - 1, t)
 
     def forward(self, hidden_TD: Tensor, table_VD: Tensor, targets_T: Tensor) -> Tensor:
         """The mean loss, a float32 scalar; arguments as of `full_softmax`."""
         softplus = nn.functional.softplus
         answer_T, logits_TN, own_TN = logits_of(
-            hidden_TD, table_VD, targets_T, self.draw(targets_T)
+            hidden_TD, table_VD, targets_T, self.draw(targets_T), self.touched_rows
         )
         negative_T = softplus(logits_TN).masked_fill(own_TN, 0).sum(1)
         return (self.beta * softplus(-answer_T) + negative_T).mean() / (self.draw.negatives + 1)

@@ -31,6 +31,7 @@ class SampledSoftmax(nn.Module):
         sampling: see `NegativeItems`.
         shared_negatives: one draw for all tokens of a batch.
         temperature: divides the scores, before the correction.
+        touched_rows: the table's gradient holds the touched rows only; see `logits_of`.
 
     Raises:
         ValueError: a number out of range.
@@ -44,6 +45,7 @@ class SampledSoftmax(nn.Module):
         sampling: Sampling,
         shared_negatives: bool,
         temperature: float,
+        touched_rows: bool = False,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -55,13 +57,20 @@ class SampledSoftmax(nn.Module):
             shared_negatives=shared_negatives,
         )
         self.temperature = temperature
+        self.touched_rows = touched_rows
 
     def forward(self, hidden_TD: Tensor, table_VD: Tensor, targets_T: Tensor) -> Tensor:
         """The mean loss, a float32 scalar; arguments as of `full_softmax`."""
         negatives = self.draw(targets_T)
         expected = self.draw.log_probability_V[negatives] + math.log(self.draw.negatives)
         return sampled_softmax(
-            hidden_TD, table_VD, targets_T, negatives, expected, self.temperature
+            hidden_TD,
+            table_VD,
+            targets_T,
+            negatives,
+            expected,
+            self.temperature,
+            self.touched_rows,
         )
 
 
@@ -72,6 +81,7 @@ def sampled_softmax(
     negatives: Tensor,
     log_expected: Tensor,
     temperature: float,
+    touched_rows: bool = False,
 ) -> Tensor:
     """The loss for given draws.
 
@@ -82,8 +92,9 @@ def sampled_softmax(
         negatives: int64 [N], shared by all tokens, or [T, N].
         log_expected: log of how often each of them was to be expected among the draws, log(N q).
         temperature: divides the scores.
+        touched_rows: the table's gradient holds the touched rows only; see `logits_of`.
     """
-    answer_T, logits_TN, own_TN = logits_of(hidden_TD, table_VD, targets_T, negatives)
+    answer_T, logits_TN, own_TN = logits_of(hidden_TD, table_VD, targets_T, negatives, touched_rows)
     corrected_TN = logits_TN / temperature - log_expected
     corrected_TN = corrected_TN.masked_fill(own_TN, -torch.inf)
     answer_T1 = answer_T[:, None] / temperature

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from recsys.training.touched_rows import TouchedRowsAdamW, touched_tables
+
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -64,21 +66,24 @@ class Optimization:
 
 
 def adamw(model: nn.Module, how: Optimization) -> dict[str, Any]:
-    """AdamW with its schedule, stepped after every batch, as Lightning takes it."""
+    """AdamW with its schedule, stepped after every batch, as Lightning takes it.
+
+    Of tables that `choose_row_updates` marked it moves the touched rows only.
+    """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         matrix = parameter.ndim >= 2 and id(parameter) not in tables
         (decayed if matrix else plain).append(parameter)
-    optimizer = torch.optim.AdamW(
+    optimizer = TouchedRowsAdamW(
         [
             {"params": decayed, "weight_decay": how.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ],
-        lr=how.learning_rate,
-        betas=(0.9, how.beta2),
-        fused=True,
+        touched_tables(model),
+        how.learning_rate,
+        (0.9, how.beta2),
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer,

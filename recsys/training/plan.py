@@ -18,6 +18,7 @@ from recsys.training.click_task import ClickTask
 from recsys.training.next_item_task import NextItemTask
 from recsys.training.optimizer import adamw
 from recsys.training.precision import Precision, resolve
+from recsys.training.touched_rows import touched_tables
 
 Task = NextItemTask | ClickTask
 FIRST_STEP = 150_000_000  # bytes of code and workspaces, measured on two models
@@ -29,7 +30,7 @@ class Memory:
     """Bytes that a training holds at its peak, by part.
 
     Attributes:
-        tables: embeddings, with their gradients.
+        tables: embeddings, with their gradients, unless these hold touched rows only.
         layers: all other parameters, with their gradients.
         optimizer: two moments of each parameter.
         copies: the averaged weights, if any, the best ones so far, and while validation runs on the
@@ -67,6 +68,8 @@ def expected_memory(
     """
     tables = {id(m.weight): m.weight for m in task.model.modules() if isinstance(m, nn.Embedding)}
     in_tables = sum(table.numel() for table in tables.values())
+    by_rows = touched_tables(task.model).values()
+    without_gradient = sum(table.numel() for table in by_rows)
     parameters = sum(p.numel() for p in task.model.parameters())
     inputs, _ = largest
     rows = len(inputs.lengths_B)
@@ -81,10 +84,11 @@ def expected_memory(
         logits = 2 * min(TOKENS_PER_CHUNK, tokens) * len(table) * size
         logits += table.numel() * (size + 4)
     return Memory(
-        tables=8 * in_tables,
+        tables=8 * in_tables - 4 * without_gradient,
         layers=8 * (parameters - in_tables),
         optimizer=8 * parameters,
-        copies=4 * parameters * (3 if average_weights else 1),
+        copies=4 * parameters * (3 if average_weights else 1)
+        + (8 * sum(len(table) for table in by_rows) if average_weights else 0),
         logits=logits,
         activations=int(2 * kept * max(1.0, rows / len(few.lengths_B))),
         program=_resident() + FIRST_STEP,

@@ -5,18 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import combinations_with_replacement, pairwise
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from recsys.objectives import negatives as module_of_negatives
 from recsys.objectives.bce import BCE
 from recsys.objectives.bpr import BPR
 from recsys.objectives.full_softmax import full_softmax_reference
 from recsys.objectives.gbce import GBCE, beta
-from recsys.objectives.negatives import NegativeItems, Sampling, logits_of
+from recsys.objectives.negatives import (
+    NegativeItems,
+    Sampling,
+    logits_of,
+    own_negatives_reference,
+)
 from recsys.objectives.sampled_softmax import SampledSoftmax, sampled_softmax
 from tests.objectives.test_full_softmax import case
 
@@ -323,21 +331,83 @@ def test_scores_of_negatives_are_dot_products(V: int, N: int, D: int, seed: int)
         assert torch.equal(own, each == targets[:, None])
 
 
-def test_shared_negatives_never_make_tokens_times_negatives_times_width() -> None:
-    class Largest(torch.overrides.TorchFunctionMode):
-        numel = 0
+@pytest.mark.parametrize("low", [False, True], ids=["32", "bf16"])
+@pytest.mark.parametrize("chunk", [1, 7 * 6 * 4, 1 << 18], ids=["a token", "7 tokens", "all"])
+def test_own_negatives_in_chunks_have_the_digits_of_the_definition(
+    chunk: int, low: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_of_negatives, "NUMBERS_PER_CHUNK", chunk)
+    T, N, D, V = 30, 6, 4, 40  # V above N · D, and each item drawn about four times
+    hidden, table, targets = case(T, V, D, seed=0)
+    drawn = torch.randint(1, V, (T, N))
+    weight = torch.randn(T, N)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+        _, found, _ = logits_of(hidden, table, targets, drawn)
+        wanted = own_negatives_reference(hidden, table, drawn)
+    assert wanted.dtype == (torch.bfloat16 if low else torch.float32)
+    assert torch.equal(found, wanted.float())
+    for one, other in zip(
+        gradients((found * weight).sum(), hidden, table),
+        gradients((wanted.float() * weight).sum(), hidden, table),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
 
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
-                self.numel = max(self.numel, result.numel())
-            return result
 
-    hidden, table, targets = case(64, 500, 32, seed=0)
-    for make in ALL.values():
-        with Largest() as largest:
-            make(torch.ones(500), 16, True)(hidden, table, targets)
-        assert largest.numel <= max(64 * 17, 64 * 32)
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+def test_gradients_in_touched_rows_are_the_same_gradients(
+    make: MakeObjective, shared: bool
+) -> None:
+    hidden, table, targets = case(30, 80, 5, seed=2)
+    objective: Any = make(torch.ones(80), 7, shared)
+    found = []
+    for objective.touched_rows in (False, True):
+        torch.manual_seed(5)
+        loss = objective(hidden, table, targets)
+        found.append((loss, *gradients(loss, hidden, table)))
+        torch.manual_seed(5)
+        touched = set(objective.draw(targets).flatten().tolist()) | set(targets.tolist())
+    (loss, of_hidden, of_table), (own_loss, own_hidden, own_table) = found
+    torch.testing.assert_close(own_loss, loss)
+    torch.testing.assert_close(own_hidden, of_hidden)
+    assert own_table.is_sparse and not of_table.is_sparse
+    assert set(own_table.coalesce().indices()[0].tolist()) == touched
+    torch.testing.assert_close(own_table.to_dense(), of_table)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers in any dense tensor that is made, in both directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.layout == torch.strided:
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("touched", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+def test_tokens_times_negatives_times_width_is_never_made(
+    make: MakeObjective, shared: bool, touched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_of_negatives, "NUMBERS_PER_CHUNK", 4096)
+    T, V, D, N = 64, 600, 32, 16
+    hidden, table, targets = case(T, V, D, seed=0)
+    objective: Any = make(torch.ones(V), N, shared)
+    objective.touched_rows = touched
+    with Largest() as largest:
+        gradients(objective(hidden, table, targets), hidden, table)
+    assert T * (N + 1) <= largest.numel <= V * D < T * N * D
+    if shared and touched:
+        assert largest.numel <= (2 * T + N) * D
 
 
 def test_numbers_out_of_range_are_refused() -> None:

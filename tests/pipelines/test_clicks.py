@@ -19,6 +19,7 @@ from pipelines.train import run
 from recsys.evaluation.click_metrics import gauc
 from recsys.testing import planted_clicks
 from recsys.training.optimizer import Optimization
+from recsys.training.touched_rows import touched_tables
 from tests.pipelines.conftest import Place, files_below
 from tests.pipelines.test_train import artifacts, refused
 
@@ -379,6 +380,7 @@ def test_every_setting_reaches_training(here: Here, monkeypatch: pytest.MonkeyPa
         "trainer.precision=bf16",
         "trainer.checkpoint_seconds=7",
         "trainer.average_weights=0.9",
+        "trainer.row_updates=touched",
         "seed=11",
     ]
     with pytest.raises(Seen):
@@ -392,6 +394,7 @@ def test_every_setting_reaches_training(here: Here, monkeypatch: pytest.MonkeyPa
     assert (seen["precision"], seen["checkpoint_seconds"]) == ("bf16", 7)
     assert seen["average_weights"] == 0.9 and seen["resume"] is None
     assert task.penalty.weight == 0.01  # objective.l2
+    assert "inputs.items.weight" in touched_tables(task.model)
     for monitor, smaller in (("auc", False), ("gauc", False), ("calibration_error", True)):
         with pytest.raises(Seen):
             here.train(*settings, f"trainer.monitor={monitor}")

@@ -155,7 +155,7 @@ def test_schemas_equal_what_they_configure() -> None:
         (LogisticRegressionConfig, LogisticRegression),
     ):
         assert_same_signature(schema, model, {"catalogue_size", *fields_of})
-    injected = {"item_counts_V"}
+    injected = {"item_counts_V", "touched_rows"}
     assert_same_signature(SampledSoftmaxConfig, SampledSoftmax, injected)
     assert_same_signature(GBCEConfig, GBCE, injected)
     assert_same_signature(BCEConfig, BCE, injected)
@@ -430,6 +430,15 @@ def test_the_yaml_of_a_config_gives_it_back() -> None:
     assert build(TrainConfig, yaml.safe_load(as_yaml(config)), lambda key: "") == config
     assert isinstance(config.split, LeaveOneOutConfig)
     assert isinstance(config.objective, FullSoftmaxConfig)
+
+
+@pytest.mark.parametrize("model", ["sasrec", "din"])
+def test_settings_recorded_before_there_was_row_updates_mean_what_was_done(model: str) -> None:
+    config = compose("train", TrainConfig, [*LOG, f"model={model}"])
+    assert config.trainer.row_updates == "auto"
+    recorded = asdict(config)
+    del recorded["trainer"]["row_updates"]
+    assert build(TrainConfig, recorded, lambda key: "").trainer.row_updates == "all"
 
 
 def test_splits_and_objectives_are_told_apart_by_name() -> None:

@@ -21,6 +21,7 @@ from recsys.histories.questions import leave_one_out
 from recsys.models.baselines.popularity import Popularity
 from recsys.testing import planted_log
 from recsys.training.optimizer import Optimization
+from recsys.training.touched_rows import touched_tables
 
 EVALUATION = EvaluationConfig("next_item", [5, 10], filter_seen=False, tie_seed=0, baselines=True)
 
@@ -161,6 +162,12 @@ def test_every_setting_reaches_training(
     fit_model(config, judge, model, book, tmp_path / "a-run", None)  # type: ignore[arg-type]
     assert len(seen["batches"]) == 7
     assert seen["task"].optimization.warmup_steps == 2
+    for updates, tables in (("touched", {"items.weight"}), ("auto", set()), ("all", set())):
+        more = ["model.max_length=7", "objective=sampled_softmax"]
+        config = config_of(*more, f"trainer.row_updates={updates}")
+        fit_model(config, judge, model, book, tmp_path / "a-run", None)  # type: ignore[arg-type]
+        assert set(touched_tables(seen["task"].model)) == tables
+        assert seen["task"].objective.touched_rows == (updates == "touched")
 
 
 def test_weights_are_drawn_by_seed() -> None:

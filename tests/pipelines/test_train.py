@@ -266,6 +266,7 @@ def refused(place: Place, name: str, *arguments: str) -> str:
         (["trainer.patience=0"], "trainer.patience must be null or at least 1, not 0"),
         (["trainer.weight_decay=-1"], "trainer.weight_decay must not be negative, not -1"),
         (["trainer.learning_rate=0"], "trainer.learning_rate must be positive, not 0"),
+        (["trainer.row_updates=touched"], "touched does not go with objective=full_softmax"),
         (["seed=-1"], "seed must not be negative, not -1"),
         (["evaluation.ks=[0]"], "evaluation.ks must hold cut-offs from 1"),
         (["resume=no/such.ckpt"], "resume=no/such.ckpt: there is no such file"),
