@@ -12,10 +12,8 @@ Prints users per second and the share of the bound, and writes everything to `be
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,8 +22,8 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from benchmarks.quality import RAW
-from benchmarks.record import circumstances, write
+from benchmarks.figures import Figure, of_rounds
+from benchmarks.record import circumstances, command_line, show_again, write
 from recsys.batch import HistoryBatch
 from recsys.evaluation.ranking import rank
 from recsys.histories.questions import Questions
@@ -55,16 +53,13 @@ class RandomVectors(nn.Module):
 
 def main() -> None:
     """Runs, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser = command_line(__doc__)
     parser.add_argument("--users", type=int, default=200_000)
     parser.add_argument("--items", type=int, default=500_000)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--portions", type=int, default=20, help="of the users, in turns")
-    parser.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="print results again")
     arguments = parser.parse_args()
-    for file in arguments.show or []:
-        print(render(json.loads(file.read_text())))
-    if arguments.show:
+    if show_again(arguments, render):
         return
     report = {**circumstances("large_ranking"), **measure(arguments)}
     print(render(report), flush=True)
@@ -126,7 +121,7 @@ def random_store(users: int, items: int) -> HistoryStore:
 def render(report: dict[str, Any]) -> str:
     """One row, ratio first."""
     ours, bound = report["seconds"], report["seconds_bound"]
-    share = median(b / a for a, b in zip(ours, bound, strict=True))
+    share = median(shares(report))
     hardware = report["hardware"]
     return (
         f"{report['users']:,} users × {report['items']:,} items, width {report['width']}, "
@@ -135,6 +130,21 @@ def render(report: dict[str, Any]) -> str:
         f"| {100 * share:.0f} % | {report['users'] / sum(ours):,.0f} "
         f"| {report['users'] / sum(bound):,.0f} | {report['peak_memory_gb']:.2f} GB |\n"
     )
+
+
+def shares(report: dict[str, Any]) -> list[float]:
+    """The bound's seconds by ours, portion by portion."""
+    return [b / a for a, b in zip(report["seconds"], report["seconds_bound"], strict=True)]
+
+
+def figures(report: dict[str, Any]) -> list[Figure]:
+    """Share of the bound, users per second, peak memory."""
+    each = report["users"] / len(report["seconds"])
+    return [
+        of_rounds("share of the bound", shares(report), "higher"),
+        of_rounds("users/s", [each / s for s in report["seconds"]], "higher"),
+        of_rounds("GB", [report["peak_memory_gb"]], "lower"),
+    ]
 
 
 if __name__ == "__main__":
