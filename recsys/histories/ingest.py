@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -39,9 +39,10 @@ from recsys.histories.store import (
     write_store,
 )
 from recsys.histories.vocabulary import Vocabulary
-from recsys.logs.cleaning import Cleaning, check_needs, clean
+from recsys.logs.cleaning import Cleaning, blocks, check_needs, clean, count_ids
 from recsys.logs.errors import LogError, UnreadableError
 from recsys.logs.files import disk_errors, name_aside, remember_digests, source_digests, sync
+from recsys.logs.numbering import IdNumbers
 from recsys.logs.readers import CARRIED, Log, find_files, open_log, reading
 from recsys.logs.schema import Columns
 
@@ -49,6 +50,10 @@ __all__ = ["Extras", "fingerprint_of", "ingest", "read_report", "render_report"]
 
 # Ids that lose nothing as whole numbers: no plus sign, no zeros in front.
 _WHOLE_NUMBER = r"^(?:0|-?[1-9][0-9]{0,18})$"
+_BATCH = 1 << 18  # rows
+_GROWTH = 1 << 22
+# What stands for a missing value in an array; no value is like it.
+_MISSING = {"user": 0, "item": 0, "time": NO_TIME, "order": 0, "rating": float("nan"), "label": -1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,18 +182,21 @@ def ingest(
     check_needs(available, cleaning)
     shown_log = _open_impressions(extras.impressions, log, cleaning)
     quarantine = cache_dir / "quarantine" / f"{name}-{fingerprint[:12]}.parquet"
-    events, rows, rejected = _read(log, quarantine, cleaning.max_bad_share)
+    read, rows, rejected = _read(log, quarantine, cleaning.max_bad_share)
     set_aside = {"quarantine.parquet": quarantine} if rejected else {}
     try:
-        shown = impression_report = None
+        shown_read = impression_report = None
         if shown_log is not None:
             assert extras.impressions is not None
             beside_it = quarantine.with_name(f"{quarantine.stem}-impressions.parquet")
-            shown, impression_report = _read_impressions(
+            shown_read, impression_report = _read_impressions(
                 shown_log, extras.impressions, beside_it, cleaning
             )
             if impression_report["quarantined"]:
                 set_aside["quarantine_impressions.parquet"] = beside_it
+        user_ids, item_ids = (_number_both(role, read, shown_read) for role in ("user", "item"))
+        events, shown = read.events, None if shown_read is None else shown_read.events
+        del read
         if label_from_rating is not None:
             label = (pl.col("rating") >= label_from_rating).cast(pl.Int8)
             events = events.with_columns(label=label)
@@ -196,8 +204,9 @@ def ingest(
         events = events.drop(raw.columns)
         if raw.width:
             events = events.with_row_index("row")
-        events, shown, user_ids, item_ids = _encode_both(events, shown)
-        events, steps = clean(events, cleaning)
+        only = [events]
+        del events  # the cleaning can let go of columns if nobody else holds them
+        events, steps = clean(only.pop(), cleaning)
         store, shown = _store_of(events, user_ids, item_ids, shown)
         attributes, tables = {}, {}
         if raw.width:
@@ -296,13 +305,14 @@ def _open_impressions(
 
 def _read_impressions(
     log: Log, impressions: ImpressionLog, quarantine: Path, cleaning: Cleaning
-) -> tuple[pl.DataFrame, dict[str, Any]]:
+) -> tuple[Read, dict[str, Any]]:
     """Usable impressions inside the time range, in file order, and what to report of the reading.
 
     Raises:
         LogError: too many rows cannot be used, none is left, or all have one label.
     """
-    shown, rows, rejected = _read(log, quarantine, cleaning.max_bad_share)
+    read, rows, rejected = _read(log, quarantine, cleaning.max_bad_share)
+    shown = read.events
     report: dict[str, Any] = {"rows_in": rows, "quarantined": rejected}
     request = impressions.columns.request
     if request is not None:
@@ -333,30 +343,37 @@ def _read_impressions(
             f"(column {impressions.columns.label!r}, data.impressions.columns.label). A model of "
             "clicks needs what was clicked and what was not."
         )
-    return inside, report
-
-
-def _encode_both(
-    events: pl.DataFrame, shown: pl.DataFrame | None
-) -> tuple[pl.DataFrame, pl.DataFrame | None, pl.Series, pl.Series]:
-    """Ids as numbers, the same in both logs; and the raw ids of users and items."""
-    raw_ids = []
+    # Ids of rows that were left out are no ids of this log.
+    raw_ids = {}
     for role in ("user", "item"):
-        ids = events[role]
-        if shown is not None:
-            more = shown[role]
-            if not ids.dtype == more.dtype == pl.Int64:
-                categories = pl.Categories.random(role)
-                ids, more = (
-                    part.cast(pl.String).cast(pl.Categorical(categories)) for part in (ids, more)
-                )
-            ids = pl.concat([ids, more])
-        codes, raw = _encode(ids)
-        raw_ids.append(raw)
-        events = events.with_columns(codes[: len(events)].alias(role))
-        if shown is not None:
-            shown = shown.with_columns(codes[len(events) :].alias(role))
-    return events, shown, raw_ids[0], raw_ids[1]
+        present = inside[role].unique()
+        raw_ids[role] = read.raw_ids[role].gather(present)
+        places = np.zeros(len(read.raw_ids[role]), dtype=np.uint32)
+        places[present.to_numpy()] = np.arange(len(present), dtype=np.uint32)
+        inside = inside.with_columns(pl.Series(role, places[inside[role].to_numpy()]))
+    return Read(inside, raw_ids), report
+
+
+def _number_both(role: str, read: Read, shown: Read | None) -> pl.Series:
+    """Number ids in ascending order, the same in both logs, in place of order of appearance.
+
+    Args:
+        role: "user" or "item".
+        read: the log.
+        shown: the impressions.
+
+    Returns:
+        The raw ids (Int64 or String, unique, ascending).
+    """
+    logs = [read] if shown is None else [read, shown]
+    raw = [log.raw_ids[role] for log in logs]
+    whole = all(ids.dtype == pl.Int64 for ids in raw)
+    union = IdNumbers(pl.Int64() if whole else pl.String())
+    numbers = [union.of(ids if whole else ids.cast(pl.String)) for ids in raw]
+    ascending, places = _ascending(union.raw_ids)
+    for log, found in zip(logs, numbers, strict=True):
+        log.renumber(role, places[found])
+    return ascending
 
 
 def _attributes_of_log(
@@ -412,40 +429,149 @@ def _impressions_of(
     )
 
 
-def _read(
-    log: Log, quarantine: Path, max_bad_share: float
-) -> tuple[pl.DataFrame, int, dict[str, int]]:
-    """Usable rows in file order; number of rows read; unusable ones by reason.
+@dataclasses.dataclass
+class Read:
+    """Usable rows of a log, in file order, with numbers for ids.
+
+    Attributes:
+        events: the canonical columns; `user` and `item` are UInt32 numbers.
+        raw_ids: for "user" and "item": the raw ids (Int64 or String), by number.
+    """
+
+    events: pl.DataFrame
+    raw_ids: dict[str, pl.Series]
+
+    def renumber(self, role: str, numbers: np.ndarray) -> None:
+        """Give the ids of a role other numbers: uint32, by those they have."""
+        before = self.events[role].to_numpy()
+        after = np.empty(len(before), dtype=np.uint32)
+        for block in blocks(len(before)):
+            after[block] = numbers.take(before[block])
+        self.events = self.events.with_columns(pl.Series(role, after))
+
+
+def _read(log: Log, quarantine: Path, max_bad_share: float) -> tuple[Read, int, dict[str, int]]:
+    """Usable rows; number of rows read; unusable ones by reason.
 
     Unusable rows, if any, are written to `quarantine`.
     """
     try:
-        events = _collect(log)
+        read, bad = _collect(log)
     except UnreadableError:
         by_line = log.one_line_at_a_time()
         if by_line is None:
             raise
         return _read(by_line, quarantine, max_bad_share)
-    bad = int((events["reason"] > 0).sum())
-    good = events.drop("reason") if bad == 0 else events.filter(reason=0).drop("reason")
     rejected = _write_quarantine(log, quarantine) if bad else {}
-    rows = len(good) + sum(rejected.values())
+    rows = len(read.events) + sum(rejected.values())
     if rows == 0:
         raise LogError(f"{_place(log)} is empty: it has a header or schema, but no rows.")
     if sum(rejected.values()) > max_bad_share * rows:
         raise LogError(_too_many(rejected, rows, max_bad_share, quarantine, log))
-    return good, rows, rejected
+    return read, rows, rejected
 
 
-def _collect(log: Log) -> pl.DataFrame:
+def _collect(log: Log) -> tuple[Read, bool]:
+    """Usable rows, and whether there are others."""
     try:
         with reading(_place(log)):
-            return log.events().collect(engine="streaming")
+            return _numbered(log.events())
     except UnreadableError:
         if len(log.files) > 1:
             for part in log.file_by_file():  # one of them fails again, and is named
                 _collect(part)
         raise
+
+
+def _numbered(events: pl.LazyFrame) -> tuple[Read, bool]:
+    """Usable rows with numbers for ids, and whether there are others; rows are read as they come.
+
+    Args:
+        events: of `Log.events`.
+    """
+    schema = events.collect_schema()
+    numbers = {role: IdNumbers(schema[role]) for role in ("user", "item")}
+    columns = {name: _Column(name, dtype) for name, dtype in schema.items() if name != "reason"}
+    bad = False
+    for batch in _batches(events):
+        usable = batch
+        if batch["reason"].max():
+            bad, usable = True, batch.filter(reason=0)
+        for name, column in columns.items():
+            known = numbers.get(name)
+            column.add(usable[name] if known is None else pl.Series(known.of(usable[name])))
+    frame = pl.DataFrame([column.take() for column in columns.values()])
+    return Read(frame, {role: known.raw_ids for role, known in numbers.items()}), bad
+
+
+class _Column:
+    """A column that grows, batch by batch, and never stands in memory twice.
+
+    Numbers go into one array that the system makes longer; everything else is kept in pieces.
+
+    Args:
+        name: of the column; for canonical ones it says what stands for a missing value meanwhile.
+        dtype: of the values.
+    """
+
+    def __init__(self, name: str, dtype: pl.DataType) -> None:
+        self.name = name
+        self.array: np.ndarray | None = None
+        if name in _MISSING:
+            numbers = (
+                np.uint32
+                if name in ("user", "item")
+                else pl.Series([], dtype=dtype).to_numpy().dtype
+            )
+            self.array = np.empty(0, dtype=numbers)
+        self.rows = 0
+        self.has_nulls = False
+        self.pieces = [pl.Series(name, [], dtype=dtype)]
+
+    def add(self, values: pl.Series) -> None:
+        """More rows."""
+        if self.array is None:
+            self.pieces.append(values)
+            return
+        if values.null_count():
+            self.has_nulls = True
+            values = values.fill_null(_MISSING[self.name])
+        end = self.rows + len(values)
+        if end > len(self.array):
+            # In place: nobody else has a view of it.
+            self.array.resize(end + _GROWTH, refcheck=False)
+        self.array[self.rows : end] = values.to_numpy()
+        self.rows = end
+
+    def take(self) -> pl.Series:
+        """All rows in one piece; the column is empty then."""
+        if self.array is None:
+            pieces, self.pieces = self.pieces, []
+            return pl.concat(pieces, rechunk=True)
+        array, self.array = self.array, None
+        array.resize(self.rows, refcheck=False)
+        column = pl.Series(self.name, array)
+        if not self.has_nulls:
+            return column
+        missing = _MISSING[self.name]
+        given = (
+            pl.col(self.name).is_not_nan() if missing != missing else pl.col(self.name) != missing
+        )
+        return column.to_frame().select(pl.when(given).then(pl.col(self.name))).to_series()
+
+
+def _batches(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    """The rows in order, at least `_BATCH` at a time: what Polars hands out is smaller."""
+    waiting: list[pl.DataFrame] = []
+    rows = 0
+    for batch in frame.collect_batches(engine="streaming"):
+        waiting.append(batch)
+        rows += len(batch)
+        if rows >= _BATCH:
+            yield pl.concat(waiting)
+            waiting, rows = [], 0
+    if waiting:
+        yield pl.concat(waiting)
 
 
 def _place(log: Log) -> str:
@@ -483,32 +609,25 @@ def _too_many(
     )
 
 
-def _encode(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Number raw ids from 0 in ascending order.
+def _ascending(ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
+    """Different raw ids in ascending order, and the place of each in it.
 
     Text ids become whole numbers if all of them are whole numbers written without extra zeros or
     signs, so that the same ids give the same vocabulary from CSV and from Parquet.
 
     Args:
-        ids: Int64 or Categorical, no nulls.
+        ids: Int64 or String, unique, no nulls.
 
     Returns:
-        UInt32 numbers [rows], and the raw ids (Int64 or String, unique, ascending).
+        The raw ids (Int64 or String, ascending), and uint32 [ids].
     """
-    if ids.dtype == pl.Int64:
-        raw = ids.unique().sort()
-        codes = np.searchsorted(raw.to_numpy(), ids.to_numpy())
-        return pl.Series(ids.name, codes.astype(np.uint32)), raw
-    distinct = ids.unique()
-    physical = distinct.to_physical().to_numpy()
-    text = distinct.cast(pl.String)
-    if bool(text.str.contains(_WHOLE_NUMBER).all()):
-        whole = text.cast(pl.Int64, strict=False)
-        text = text if whole.null_count() else whole  # more than 64 bits stay text
-    place = text.arg_sort().to_numpy()
-    numbers = np.zeros(int(physical.max(initial=0)) + 1, dtype=np.uint32)
-    numbers[physical[place]] = np.arange(len(place), dtype=np.uint32)
-    return pl.Series(ids.name, numbers[ids.to_physical().to_numpy()]), text.gather(place)
+    if ids.dtype == pl.String and bool(ids.str.contains(_WHOLE_NUMBER).all()):
+        whole = ids.cast(pl.Int64, strict=False)
+        ids = ids if whole.null_count() else whole  # more than 64 bits stay text
+    order = ids.arg_sort()
+    places = np.empty(len(ids), dtype=np.uint32)
+    places[order.to_numpy()] = np.arange(len(ids), dtype=np.uint32)
+    return ids.gather(order), places
 
 
 def _store_of(
@@ -519,10 +638,10 @@ def _store_of(
     The impressions' ids are left too, and come back with the new numbers.
     """
     user = events["user"].to_numpy()
-    lengths = np.bincount(user, minlength=len(user_ids))
+    lengths = count_ids(user, len(user_ids))
     has_user = lengths > 0
     item = events["item"].to_numpy()
-    present_items = np.bincount(item, minlength=len(item_ids)) > 0
+    present_items = count_ids(item, len(item_ids)) > 0
     if shown is not None:
         has_user[shown["user"].to_numpy()] = True
         present_items[shown["item"].to_numpy()] = True

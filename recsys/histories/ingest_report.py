@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from recsys.histories.attributes import Attribute
 from recsys.histories.store import NO_TIME, HistoryStore, StoreError
-from recsys.logs.cleaning import Removal, consecutive_repeats
+from recsys.logs.cleaning import Removal, consecutive_repeats, count_ids
 
 _QUANTILES = {
     "min": 0.0,
@@ -24,6 +24,7 @@ _QUANTILES = {
     "99%": 0.99,
     "max": 1.0,
 }
+_BLOCK = 1 << 18  # events
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -56,8 +57,11 @@ def build_report(
         of the same user with the same time, `repeats` the share of events whose user had the item
         before, `consecutive_repeats` those that had it just before.
     """
-    user = np.repeat(np.arange(store.users), store.lengths)
-    pairs = pl.Series(user * np.int64(store.catalogue_size) + store.items).n_unique()
+    pairs = consecutive = 0
+    for user, events in _users_by_blocks(store):
+        items = store.items[events]
+        pairs += _distinct(user * np.int64(store.catalogue_size) + items)
+        consecutive += int(np.count_nonzero(consecutive_repeats(user, items)))
     return {
         "name": name,
         "fingerprint": fingerprint,
@@ -74,8 +78,8 @@ def build_report(
         },
         "mean_length": store.events / store.users,
         "repeats": 1 - pairs / store.events,
-        "consecutive_repeats": float(consecutive_repeats(user, store.items).mean()),
-        **_times(store, user),
+        "consecutive_repeats": consecutive / store.events,
+        **_times(store),
         "tables": tables or {},
         "attributes": {
             key: {
@@ -104,9 +108,7 @@ def report_of_impressions(store: HistoryStore) -> dict[str, Any]:
         "users": len(np.unique(shown.users)),
         "users_without_history": int((store.lengths == 0).sum()),
         "before_first_event": int((shown.history_ends[shown.asked_rows()] == 0).sum()),
-        "items_without_events": int(
-            (np.bincount(store.items, minlength=store.catalogue_size)[1:] == 0).sum()
-        ),
+        "items_without_events": int((count_ids(store.items, store.catalogue_size)[1:] == 0).sum()),
     }
 
 
@@ -202,7 +204,28 @@ def _attributes(store: HistoryStore) -> list[tuple[str, Attribute]]:
     return [*store.attributes.items(), *shown.items()]
 
 
-def _times(store: HistoryStore, user: np.ndarray) -> dict[str, Any]:
+def _users_by_blocks(store: HistoryStore) -> Iterator[tuple[np.ndarray, slice]]:
+    """Some users' events at a time: a number of the user for each (from 0, ascending), and where.
+
+    All events of a user stand in one block. What is made of it stays in the cache.
+    """
+    begin = 0
+    while begin < store.users:
+        enough = int(store.offsets[begin]) + _BLOCK
+        end = max(begin + 1, int(np.searchsorted(store.offsets, enough, side="right")) - 1)
+        lengths = np.diff(store.offsets[begin : end + 1])
+        events = slice(int(store.offsets[begin]), int(store.offsets[end]))
+        yield np.repeat(np.arange(len(lengths)), lengths), events
+        begin = end
+
+
+def _distinct(numbers: np.ndarray) -> int:
+    """How many different ones there are."""
+    ascending = np.sort(numbers)
+    return int(np.count_nonzero(ascending[1:] != ascending[:-1])) + (len(numbers) > 0)
+
+
+def _times(store: HistoryStore) -> dict[str, Any]:
     if store.times is None:
         return {
             "time_first": None,
@@ -211,18 +234,26 @@ def _times(store: HistoryStore, user: np.ndarray) -> dict[str, Any]:
             "ties": None,
             "times_unknown": store.events,
         }
-    known = store.times != NO_TIME
-    first, last = int(store.times[known].min()), int(store.times[known].max())
-    equal = (user[1:] == user[:-1]) & (store.times[1:] == store.times[:-1]) & known[1:]
-    tied = np.zeros(store.events, dtype=bool)
-    tied[1:] |= equal
-    tied[:-1] |= equal
+    moments: list[int] = []
+    tied = unknown = 0
+    for user, events in _users_by_blocks(store):
+        times = store.times[events]
+        known = times != NO_TIME
+        unknown += len(known) - int(np.count_nonzero(known))
+        if known.any():
+            moments += [int(times[known].min()), int(times[known].max())]
+        equal = (user[1:] == user[:-1]) & (times[1:] == times[:-1]) & known[1:]
+        beside_its_like = np.zeros(len(times), dtype=bool)
+        beside_its_like[1:] |= equal
+        beside_its_like[:-1] |= equal
+        tied += int(np.count_nonzero(beside_its_like))
+    first, last = min(moments), max(moments)
     return {
         "time_first": _moment(first),
         "time_last": _moment(last),
         "time_span_days": (last - first) / 86_400e6,
-        "ties": float(tied.mean()),
-        "times_unknown": int((~known).sum()),
+        "ties": tied / store.events,
+        "times_unknown": unknown,
     }
 
 

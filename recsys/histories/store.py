@@ -19,6 +19,7 @@ import polars as pl
 from recsys.histories.attributes import Attribute
 from recsys.histories.impressions import Impressions
 from recsys.histories.vocabulary import Vocabulary
+from recsys.logs.cleaning import count_ids
 from recsys.logs.files import disk_errors, name_aside, sha256_of, sync, write_text
 
 NO_TIME = np.iinfo(np.int64).min
@@ -173,9 +174,7 @@ def write_store(
         counts = (
             store.item_vocabulary.raw_ids.rename("item")
             .to_frame()
-            .with_columns(
-                count=pl.Series(np.bincount(store.items, minlength=store.catalogue_size)[1:])
-            )
+            .with_columns(count=pl.Series(count_ids(store.items, store.catalogue_size)[1:]))
         )
         for stem in _ARRAYS:
             array = getattr(store, stem)

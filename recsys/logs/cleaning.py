@@ -1,8 +1,11 @@
-"""Cleaning events: duplicates, thresholds, time range, repeats, k-core. Every step counts."""
+"""Cleaning events: duplicates, thresholds, time range, repeats, k-core. Every step counts.
+
+Long columns are gone through in blocks that stay in the cache, and replaced one at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +14,10 @@ import polars as pl
 
 from recsys.logs.errors import LogError
 from recsys.logs.schema import TimeUnit, parse_moment
+
+_BLOCK = 1 << 18  # rows
+_ROW_BITS = np.uint64(32)  # Polars counts rows in so many, too
+_MICROS_PER_SECOND = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -85,12 +92,13 @@ def clean(events: pl.DataFrame, cleaning: Cleaning) -> tuple[pl.DataFrame, list[
 
     The steps, in order: exact duplicates; time range; sort by user and `order` (or `time`), equal
     ones in the order they came; duplicates of user and item; rating; label; consecutive repeats;
-    k-core. The last two alternate until neither has anything to remove.
+    k-core. The last two alternate until neither has anything to remove. The sort waits for the
+    first step that looks at the order, which changes nothing but the time it takes.
 
     Args:
-        events: columns `user` and `item` (whole numbers from 0), and `order` or `time`; `rating`
-            and `label` if the settings need them. In file order. A column `row` is carried along;
-            no step looks at it.
+        events: columns `user` and `item` (whole numbers from 0), and `order` or `time` (without
+            nulls); `rating` and `label` if the settings need them. In file order. A column `row`
+            is carried along; no step looks at it.
         cleaning: the settings.
 
     Returns:
@@ -101,6 +109,7 @@ def clean(events: pl.DataFrame, cleaning: Cleaning) -> tuple[pl.DataFrame, list[
         LogError: a setting needs a column that was not named; nothing is left.
     """
     check_needs(events.columns, cleaning)
+    events = events.clone()  # of the caller's frame nothing is taken away; see `_rows`
     before = len(events)
     steps: list[Removal] = []
 
@@ -120,10 +129,9 @@ def clean(events: pl.DataFrame, cleaning: Cleaning) -> tuple[pl.DataFrame, list[
         if end is not None:
             inside &= pl.col("time") < end
         events = record("outside the time range", events.filter(inside))
-    key = "order" if "order" in events.columns else "time"
-    # Two stable sorts by one column each are five times as fast as one sort by two.
-    events = events.sort(key, maintain_order=True).sort("user", maintain_order=True)
-    events = events.drop("order", strict=False)
+    in_order = cleaning.deduplicate in ("first", "last") or cleaning.drop_consecutive_repeats
+    if in_order:
+        events = _rows(events, histories_order(events))
     if cleaning.deduplicate in ("first", "last"):
         keep: Literal["first", "last"] = "first" if cleaning.deduplicate == "first" else "last"
         kept = events.unique(["user", "item"], keep=keep, maintain_order=True)
@@ -133,7 +141,12 @@ def clean(events: pl.DataFrame, cleaning: Cleaning) -> tuple[pl.DataFrame, list[
         events = record(f"rating below {cleaning.minimum_rating:g} or missing", kept)
     if cleaning.positive_only:
         events = record("label 0 or missing", events.filter(pl.col("label") == 1))
-    events = _repeats_and_core(events, cleaning, steps)
+    stays = _repeats_and_core(events, cleaning, steps)
+    if not in_order:
+        events = _rows(events, histories_order(events, stays))
+    elif stays is not None:
+        events = events.filter(pl.Series(stays))
+    events = events.drop("order", strict=False)
     if len(events) == 0:
         removed = "; ".join(f"{step.step}: {step.rows:,}" for step in steps if step.rows)
         raise LogError(
@@ -163,45 +176,192 @@ def k_core(user: np.ndarray, item: np.ndarray, user_core: int, item_core: int) -
     Returns:
         int64: positions of the events in it, ascending. The set does not depend on their order.
     """
-    kept = np.arange(len(user))
-    while len(kept):
-        enough = np.ones(len(kept), dtype=bool)
-        for ids, core in ((user[kept], user_core), (item[kept], item_core)):
-            if core > 1:
-                enough &= (np.bincount(ids) >= core)[ids]
-        if enough.all():
-            break
-        kept = kept[enough]
-    return kept
+    return np.flatnonzero(_in_core(user, item, user_core, item_core))
+
+
+def _in_core(user: np.ndarray, item: np.ndarray, user_core: int, item_core: int) -> np.ndarray:
+    """Flags (bool [events]) of what `k_core` keeps."""
+    stays = np.ones(len(user), dtype=bool)
+    cores = ((user, user_core), (item, item_core))
+    counts = [count_ids(ids, int(ids.max(initial=0)) + 1) for ids, _ in cores]
+    while True:
+        # Who has too few goes, and is counted down: a round costs what it removes, and one look.
+        short = [(n > 0) & (n < core) for n, (_, core) in zip(counts, cores, strict=True)]
+        if not any(flags.any() for flags in short):
+            return stays
+        for block in blocks(len(user)):
+            gone = short[0].take(user[block]) | short[1].take(item[block])
+            gone &= stays[block]
+            stays[block] ^= gone
+            for count, (ids, _) in zip(counts, cores, strict=True):
+                np.subtract.at(count, ids[block][gone], 1)
+
+
+def histories_order(events: pl.DataFrame, stays: np.ndarray | None = None) -> np.ndarray:
+    """Where the events stand by user, then `order` (or `time`), then as they came.
+
+    Args:
+        events: columns `user` (whole numbers from 0), and `order` or `time` without nulls.
+        stays: bool [events]: the events that are wanted; None: all.
+
+    Returns:
+        uint32 [wanted events]: positions in `events`.
+    """
+    key = events["order" if "order" in events.columns else "time"]
+    assert key.null_count() == 0
+    keys = key.cast(pl.Float64 if key.dtype.is_float() else pl.Int64).rechunk().to_numpy()
+    by_user = _by_user(events["user"], stays)
+    order = np.empty(len(by_user), dtype=np.uint32)
+    for block in _blocks_of_users(by_user):
+        users, rows = by_user[block] >> _ROW_BITS, by_user[block].astype(np.uint32)
+        order[block] = rows[_stable_order(users - users[0], keys.take(rows))]
+    return order
+
+
+def count_ids(ids: np.ndarray, size: int) -> np.ndarray:
+    """How often each of the numbers `0 .. size - 1` occurs: int64 [size]."""
+    counts = np.zeros(size, dtype=np.int64)
+    for block in blocks(len(ids), max(_BLOCK, size)):
+        counts += np.bincount(ids[block], minlength=size)
+    return counts
+
+
+def blocks(rows: int, size: int | None = None) -> Iterator[slice]:
+    """Slices of so many rows at most, one after the other; few enough to stay in the cache."""
+    size = size or _BLOCK
+    for begin in range(0, rows, size):
+        yield slice(begin, min(begin + size, rows))
+
+
+def _by_user(user: pl.Series, stays: np.ndarray | None) -> np.ndarray:
+    """Rows that stay, by user and as they came: uint64, the user above `_ROW_BITS`, the row below.
+
+    A sort of numbers that hold the row is stable, however it goes about it.
+    """
+    numbers = user.cast(pl.UInt32).rechunk().to_numpy()
+    kept = len(numbers) if stays is None else int(np.count_nonzero(stays))
+    packed = np.empty(kept, dtype=np.uint64)
+    end = 0
+    for block in blocks(len(numbers)):
+        part = numbers[block].astype(np.uint64) << _ROW_BITS
+        part |= np.arange(block.start, block.stop, dtype=np.uint64)
+        if stays is not None:
+            part = part[stays[block]]
+        packed[end : end + len(part)] = part
+        end += len(part)
+    packed.sort()
+    return packed
+
+
+def _blocks_of_users(by_user: np.ndarray) -> Iterator[slice]:
+    """Slices with all rows of their users, of `_BLOCK` rows or one user."""
+    begin = 0
+    while begin < len(by_user):
+        end = min(begin + _BLOCK, len(by_user))
+        if end < len(by_user):
+            user = by_user[end] >> _ROW_BITS
+            start_of_user = int(np.searchsorted(by_user, user << _ROW_BITS))
+            end = start_of_user
+            if end <= begin:  # one user has more
+                end = int(np.searchsorted(by_user, (user + np.uint64(1)) << _ROW_BITS))
+        yield slice(begin, end)
+        begin = end
+
+
+def _stable_order(users: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The order by user and key of rows that stand in order of their user: int64 [rows].
+
+    User, key and place go into one number of 64 bits; a key that is too wide for that is replaced
+    by its rank.
+
+    Args:
+        users: uint64, ascending from 0.
+        keys: int64 or float64, no nulls or NaN.
+    """
+    room = 64 - int(users[-1]).bit_length() - (len(users) - 1).bit_length()
+    narrow = None if keys.dtype == np.float64 else _narrowed(keys, room)
+    if narrow is None:
+        by_key = np.argsort(keys)
+        ascending = keys[by_key]
+        narrow = np.zeros(len(keys), dtype=np.uint64)
+        narrow[by_key[1:]] = np.cumsum(ascending[1:] != ascending[:-1])
+    key_bits = int(narrow.max()).bit_length()
+    place_bits = (len(users) - 1).bit_length()
+    packed = users
+    for bits, part in ((key_bits, narrow), (place_bits, np.arange(len(users), dtype=np.uint64))):
+        packed = packed << np.uint64(bits) if bits < 64 else np.zeros_like(packed)
+        packed |= part
+    packed.sort()
+    return (packed & np.uint64((1 << place_bits) - 1)).view(np.int64)
+
+
+def _narrowed(keys: np.ndarray, bits: int) -> np.ndarray | None:
+    """Keys from 0 in as many bits (uint64) in the same order; None if they do not fit."""
+    lowest, highest = int(keys.min()), int(keys.max())
+    per_second = 1
+    if (highest - lowest).bit_length() > bits:
+        # Times are often whole seconds.
+        per_second = _MICROS_PER_SECOND
+        if ((highest - lowest) // per_second).bit_length() > bits or (keys % per_second).any():
+            return None
+    # In unsigned numbers the difference is right even where it is beyond 63 bits.
+    distance = keys.view(np.uint64) - np.uint64(lowest % 2**64)
+    return distance if per_second == 1 else distance // np.uint64(per_second)
+
+
+def _rows(events: pl.DataFrame, positions: np.ndarray) -> pl.DataFrame:
+    """The rows at these positions; each column is taken out of `events`, and gone once read."""
+    columns = []
+    for name in events.columns:
+        column = events.drop_in_place(name)
+        if column.null_count() == 0 and column.dtype.is_numeric():
+            values = column.to_numpy()
+            found = np.empty(len(positions), dtype=values.dtype)
+            for block in blocks(len(positions)):
+                found[block] = values.take(positions[block])
+            columns.append(pl.Series(name, found))
+            del values
+        else:
+            columns.append(column.gather(pl.Series(positions)))
+        del column
+    return pl.DataFrame(columns)
 
 
 def _repeats_and_core(
     events: pl.DataFrame, cleaning: Cleaning, steps: list[Removal]
-) -> pl.DataFrame:
+) -> np.ndarray | None:
+    """Flags (bool [events]) of what consecutive repeats and the core leave; None: everything."""
     wants_core = cleaning.user_core > 1 or cleaning.item_core > 1
     if not wants_core and not cleaning.drop_consecutive_repeats:
-        return events
-    user, item = events["user"].to_numpy(), events["item"].to_numpy()
+        return None
+    user, item = (events[name].rechunk().to_numpy() for name in ("user", "item"))
+    if not cleaning.drop_consecutive_repeats:
+        stays = _in_core(user, item, cleaning.user_core, cleaning.item_core)
+        steps.append(Removal(_core_step(cleaning), len(stays) - int(np.count_nonzero(stays))))
+        return stays
     kept = np.arange(len(events))
     removed = {"repeats": 0, "core": 0}
     while True:
         # What the core removes may bring two events of an item together, and the other way round.
         start = len(kept)
-        if cleaning.drop_consecutive_repeats:
-            kept = kept[~consecutive_repeats(user[kept], item[kept])]
+        kept = kept[~consecutive_repeats(user[kept], item[kept])]
         removed["repeats"] += start - len(kept)
         middle = len(kept)
         if wants_core:
             kept = kept[k_core(user[kept], item[kept], cleaning.user_core, cleaning.item_core)]
         removed["core"] += middle - len(kept)
-        if len(kept) == start or not cleaning.drop_consecutive_repeats:
+        if len(kept) == start:
             break
-    if cleaning.drop_consecutive_repeats:
-        steps.append(Removal("consecutive repeats", removed["repeats"]))
+    steps.append(Removal("consecutive repeats", removed["repeats"]))
     if wants_core:
-        name = f"users with < {cleaning.user_core} or items with < {cleaning.item_core} events"
-        steps.append(Removal(name, removed["core"]))
-    return events if len(kept) == len(events) else events[kept]
+        steps.append(Removal(_core_step(cleaning), removed["core"]))
+    stays = np.zeros(len(events), dtype=bool)
+    stays[kept] = True
+    return stays
+
+
+def _core_step(cleaning: Cleaning) -> str:
+    return f"users with < {cleaning.user_core} or items with < {cleaning.item_core} events"
 
 
 def check_needs(available: Collection[str], cleaning: Cleaning) -> None:

@@ -84,12 +84,9 @@ class Log:
 
         Columns that are carried along are called `CARRIED` + their name.
         """
-        # Numbers for text ids, the same in all files; a name of its own, so that nothing is shared
-        # with other logs read by this process.
-        categories = {role: pl.Categories.random(role) for role in ("user", "item")}
         parts = []
         for frame, schema in zip(self.frames, self.schemas, strict=True):
-            judged = self._judged(frame, schema, categories)
+            judged = self._judged(frame, schema)
             roles = self.columns.named()
             values = [pl.col(_PARSED + role).alias(role) for role in roles]
             values += [_as_it_is(name, schema[name]).alias(CARRIED + name) for name in self.carried]
@@ -102,10 +99,9 @@ class Log:
         Lines count from 1. The header of a CSV file is one; a field with a line break in it does
         not add one; NDJSON's blank lines do not count. Blank lines are no rows.
         """
-        categories = {role: pl.Categories.random(role) for role in ("user", "item")}
         parts = []
         for file, frame, schema in zip(self.files, self.frames, self.schemas, strict=True):
-            bad = self._judged(frame, schema, categories).filter(pl.col(_REASON) > 0)
+            bad = self._judged(frame, schema).filter(pl.col(_REASON) > 0)
             if _format_of(file) in ("csv", "tsv"):
                 filled = [pl.col(name).is_not_null() for name in (*schema, _OVERFLOW)]
                 bad = bad.filter(pl.any_horizontal(filled))
@@ -120,11 +116,9 @@ class Log:
             parts.append(bad.select(*source, **ours))
         return pl.concat(parts, how="diagonal_relaxed")
 
-    def _judged(
-        self, frame: pl.LazyFrame, schema: pl.Schema, categories: dict[str, pl.Categories]
-    ) -> pl.LazyFrame:
+    def _judged(self, frame: pl.LazyFrame, schema: pl.Schema) -> pl.LazyFrame:
         """The frame with the parsed columns and the code of the reason."""
-        parsed = schemas.canonical(self.columns, schema, self.time_unit, self.guessed, categories)
+        parsed = schemas.canonical(self.columns, schema, self.time_unit, self.guessed)
         names = {role: _PARSED + role for role in parsed}
         reason = schemas.reason(self.columns, schema, names, self.label_needed)
         helpers = frame.collect_schema()
@@ -133,7 +127,39 @@ class Log:
                 code = pl.lit(REASONS.index(words), dtype=pl.UInt8)
                 reason = pl.when(pl.col(helper).is_not_null()).then(code).otherwise(reason)
         frame = frame.with_columns(**{names[role]: value for role, value in parsed.items()})
-        return frame.with_columns(reason.alias(_REASON))
+        # A look at the numbers of nulls spares most rows the search for a reason.
+        source = self.columns.named()
+        used = [*names.values(), *source.values(), *({_OVERFLOW, _BROKEN} & set(helpers))]
+
+        def judge(rows: pl.Series) -> pl.Series:
+            values = rows.struct.unnest()
+            if self._all_usable(values):
+                return pl.repeat(0, len(rows), dtype=pl.UInt8, eager=True)
+            return values.select(reason).to_series()
+
+        judged = pl.struct(list(dict.fromkeys(used))).map_batches(
+            judge, return_dtype=pl.UInt8, is_elementwise=True
+        )
+        return frame.with_columns(judged.alias(_REASON))
+
+    def _all_usable(self, values: pl.DataFrame) -> bool:
+        """Whether the numbers of nulls alone say that no row has a reason not to be used.
+
+        Args:
+            values: source columns, parsed columns, and helpers.
+        """
+        for helper in (_OVERFLOW, _BROKEN):
+            if helper in values.columns and values[helper].null_count() < len(values):
+                return False
+        needed = {"user", "item", "time" if self.columns.order is None else "order"}
+        needed |= {"label"} if self.label_needed else set()
+        for role, name in self.columns.named().items():
+            unread = values[_PARSED + role].null_count()
+            # As many nulls as in the source: none but those, which stand for nothing given.
+            allowed = values[name].null_count() if role in ("rating", "label") else len(values)
+            if unread > (0 if role in needed else allowed):
+                return False
+        return True
 
 
 def open_log(

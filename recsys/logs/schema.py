@@ -1,6 +1,6 @@
 """Which column of a log means what, and how its values become the canonical ones.
 
-Canonical columns: `user` and `item` (Int64, or Categorical standing for text), `time` (Int64,
+Canonical columns: `user` and `item` (Int64 or String), `time` (Int64,
 microseconds since 1970 in UTC), `order` (Int64 or Float64), `rating` (Float32), `label` (Int8),
 and `reason` (UInt8): 0, or the position in `REASONS` of why the row cannot be used.
 """
@@ -216,6 +216,14 @@ def numbers_to_micros(numbers: pl.Series, unit: str, guessed: bool) -> pl.Series
     """
     name = numbers.name
     per_second = _UNITS_PER_SECOND[unit]
+    if numbers.dtype == pl.Int64 and per_second <= 10**6:
+        # Most logs: every time lies well inside the calendar, so none need be looked at.
+        low, high = numbers.min(), numbers.max()
+        if isinstance(low, int) and isinstance(high, int):
+            first, last = low / per_second, high / per_second
+            inside = first > _EARLIEST / 1e6 + 1 and last < _LATEST / 1e6 - 1
+            if inside and not (guessed and low < _UNIT_BOUNDS[unit]):
+                return numbers * (10**6 // per_second)
     seconds = pl.col(name) / per_second
     usable = seconds.is_between(_EARLIEST / 1e6, _LATEST / 1e6)
     if guessed:
@@ -236,6 +244,9 @@ def text_to_micros(text: pl.Series, unit: str, guessed: bool) -> pl.Series:
     Read are epoch numbers in `unit` and ISO 8601: a date, or a date and a time with "T" or a
     space between them, with seconds, a fraction and a zone or without. No zone means UTC.
     """
+    whole = text.cast(pl.Int64, strict=False)
+    if whole.null_count() == text.null_count():
+        return numbers_to_micros(whole, unit, guessed)
     clean = text.str.strip_chars()
     whole = clean.cast(pl.Int64, strict=False)
     result = numbers_to_micros(whole, unit, guessed)
@@ -282,7 +293,6 @@ def canonical(
     schema: pl.Schema,
     unit: str,
     guessed: bool,
-    categories: dict[str, pl.Categories],
 ) -> dict[str, pl.Expr]:
     """Expressions that turn a log's named columns into the canonical ones (not yet checked).
 
@@ -291,13 +301,12 @@ def canonical(
         schema: of the log.
         unit: of epoch times, resolved.
         guessed: the unit was guessed.
-        categories: for "user" and "item": where text ids are numbered.
 
     Returns:
         Canonical name → expression; null where a value is missing or cannot be read.
     """
     expressions = {
-        role: _id(name, schema[name], categories[role])
+        role: _id(name, schema[name])
         for role, name in (("user", columns.user), ("item", columns.item))
     }
     if columns.time is not None:
@@ -364,12 +373,12 @@ def _missing(name: str, dtype: pl.DataType) -> pl.Expr:
     return column.is_null()
 
 
-def _id(name: str, dtype: pl.DataType, categories: pl.Categories) -> pl.Expr:
+def _id(name: str, dtype: pl.DataType) -> pl.Expr:
     column = pl.col(name)
     kind = kind_of(dtype)
     if kind in ("text", "long whole numbers"):
         text = column.cast(pl.String)
-        return pl.when(text.str.strip_chars() != "").then(text).cast(pl.Categorical(categories))
+        return pl.when(text.str.strip_chars() != "").then(text)
     if kind == "numbers":  # what pandas makes of whole numbers with gaps
         number = column.cast(pl.Float64)
         whole = (number == number.round()) & (number.abs() <= 2**53)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.histories import ingest as ingest_module
+from recsys.histories import ingest_report
 from recsys.histories.ingest import ingest, read_report, render_report
 from recsys.histories.store import NO_TIME, StoreError, open_store
 from recsys.logs import files as files_module
@@ -383,3 +386,46 @@ def test_a_full_disk_leaves_nothing(tmp_path, bad):
     )
     assert "OSError" in done.stdout and "File too large" in done.stdout
     assert not cache.exists() or files_below(cache) == []
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    st.lists(
+        st.tuples(
+            user_ids,
+            item_ids,
+            st.integers(0, 3),
+            st.sampled_from([4.0, 2.0, None]),
+            st.sampled_from([0, 1, None]),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    st.integers(1, 5),
+)
+def test_a_log_read_in_small_batches_gives_the_same_store_and_report(tmp_path_factory, data, size):
+    folder = tmp_path_factory.mktemp("log")
+    names = ["user", "item", "time", "rating", "label"]
+    table = pl.DataFrame(data, schema=names, orient="row", infer_schema_length=None)
+    table.write_parquet(folder / "log.parquet", row_group_size=size)
+    columns = Columns("user", "item", "time", rating="rating", label="label")
+
+    def made(cache):
+        path = ingest(str(folder / "log.parquet"), columns, ANY, folder / cache)
+        arrays = {file.name: file.read_bytes() for file in path.glob("*.npy")}
+        return arrays, histories(open_store(path)), read_report(path)
+
+    whole = made("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest_module, "_BATCH", size)
+        patch.setattr(ingest_module, "_GROWTH", size)
+        patch.setattr(ingest_report, "_BLOCK", size)
+        assert made("batches") == whole
+    # The report, once more and plainly.
+    report, pairs = whole[2], {row[:2] for row in data}
+    assert report["repeats"] == 1 - len(pairs) / len(data)
+    lists = [list(zip(*history, strict=True)) for history in whole[1].values()]
+    again = sum(a[0] == b[0] for one in lists for a, b in pairwise(one))
+    assert report["consecutive_repeats"] == again / len(data)
+    tied = sum(times.count(time) > 1 for _, times in whole[1].values() for time in times)
+    assert report["ties"] == tied / len(data)

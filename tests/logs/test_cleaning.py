@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.logs.cleaning import Cleaning, clean, k_core
+from recsys.logs import cleaning as cleaning_module
+from recsys.logs.cleaning import Cleaning, clean, histories_order, k_core
 from recsys.logs.errors import LogError
 
 row = st.tuples(
@@ -210,3 +211,59 @@ def test_a_setting_that_needs_a_column_the_log_lacks(setting, column):
 def test_settings_that_mean_nothing_are_refused(setting, words):
     with pytest.raises(LogError, match=words):
         Cleaning(**setting)
+
+
+moments = st.one_of(
+    st.integers(0, 5),
+    st.integers(0, 2**40),
+    st.integers(0, 2**32).map(lambda second: second * 10**6),
+    st.sampled_from([-(2**63), -1, 2**63 - 1]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0, 1, 2, 3, 2**31]), moments, st.booleans()),
+        min_size=1,
+        max_size=40,
+    ),
+    st.sampled_from([1, 3, 1 << 18]),
+    st.sampled_from([None, pl.Int64, pl.Float64]),
+)
+def test_the_order_of_histories_is_that_of_two_stable_sorts(data, block, order):
+    events = pl.DataFrame(
+        data, schema={"user": pl.UInt32, "time": pl.Int64, "stays": pl.Boolean}, orient="row"
+    ).with_row_index("row")
+    if order is not None:
+        events = events.with_columns(order=pl.col("time").cast(order), time=pl.lit(None))
+    key = "time" if order is None else "order"
+    plain = events.sort(key, maintain_order=True).sort("user", maintain_order=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cleaning_module, "_BLOCK", block)
+        assert histories_order(events).tolist() == plain["row"].to_list()
+        found = histories_order(events, events["stays"].to_numpy())
+    assert found.tolist() == plain.filter("stays")["row"].to_list()
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows, cleanings, st.integers(1, 9))
+def test_blocks_change_nothing(data, cleaning, block):
+    def cleaned():
+        try:
+            events, steps = clean(frame(data), cleaning)
+        except LogError as error:
+            return str(error)
+        return events.rows(), steps
+
+    whole = cleaned()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cleaning_module, "_BLOCK", block)
+        assert cleaned() == whole
+
+
+def test_the_frame_that_is_cleaned_stays_as_it_was():
+    data = frame([(1, 1, 5, 2.0, 1), (0, 2, 4, None, 0)])
+    before = data.clone()
+    clean(data, Cleaning())
+    assert data.equals(before)

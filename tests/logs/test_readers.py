@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recsys.logs.errors import LogError
 from recsys.logs.readers import find_files, open_log
@@ -319,3 +321,35 @@ def test_files_of_one_log_must_agree(tmp_path):
     write(tmp_path / "a.parquet", table().with_columns(pos=1))
     with pytest.raises(LogError, match="'time' is in some files"):
         open_log(str(tmp_path / "*.parquet"), Columns("user", "item", "time", "pos"))
+
+
+cells = {
+    "user": ["u", "", " ", None],
+    "item": ["1", "\u3000", None],
+    "time": ["1600000000", "2020-01-01", "", "May", None],
+    "rating": ["4", "", " ", "good", None],
+    "label": ["1", "no", " ", None],
+}
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.tuples(*map(st.sampled_from, cells.values())), min_size=1, max_size=5),
+    st.booleans(),
+    st.sampled_from([None, "time"]),
+)
+def test_a_row_is_judged_alike_alone_and_among_others(tmp_path_factory, rows, label_needed, order):
+    folder = tmp_path_factory.mktemp("log")
+    columns = Columns("user", "item", "time", order, rating="rating", label="label")
+
+    def judged(rows, name):
+        text = pl.DataFrame(rows, schema=dict.fromkeys(cells, pl.String), orient="row")
+        text.write_parquet(folder / f"{name}.parquet")
+        path = str(folder / f"{name}.parquet")
+        log = open_log(path, columns, "s", label_needed=label_needed)
+        return log.events().collect(engine="streaming").rows()
+
+    together = judged(rows, "all")
+    assert together == [judged([row], "one")[0] for row in rows]
+    # In this company every row's reason is looked for.
+    assert together == judged([*rows, (None,) * 5], "all")[:-1]

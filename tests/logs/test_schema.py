@@ -152,3 +152,34 @@ def test_a_column_of_a_type_that_cannot_be_used(role, dtype):
 def test_one_column_cannot_be_user_and_item():
     with pytest.raises(LogError, match="both name 'x'"):
         resolve(Columns("x", "x", "t"), pl.Schema({"x": pl.Int64, "t": pl.Int64}), "a.csv")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.one_of(
+            st.integers(10**8, 10**10),
+            st.integers(-100, 10**12),
+            st.sampled_from([-(2**63), 2**63 - 1, -62_135_596_800, 253_402_300_799]),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    st.sampled_from(["s", "ms", "us", "ns"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_time_is_read_alike_alone_and_among_others(numbers, unit, guessed, as_text):
+    if as_text:
+        texts = pl.Series([str(number) for number in numbers])
+        others = pl.Series(["x", " 5 ", None])
+        together = text_to_micros(pl.concat([texts, others]), unit, guessed)[: len(texts)]
+        alone = [text_to_micros(texts[i : i + 1], unit, guessed)[0] for i in range(len(texts))]
+        assert text_to_micros(texts, unit, guessed).to_list() == alone == together.to_list()
+        return
+    times = pl.Series(numbers)
+    # Beside a number that is no time, none is taken unseen.
+    together = numbers_to_micros(times.append(pl.Series([2**62])), unit, guessed)[:-1]
+    alone = [numbers_to_micros(pl.Series([n]), unit, guessed)[0] for n in numbers]
+    assert numbers_to_micros(pl.Series(numbers), unit, guessed).to_list() == alone
+    assert together.to_list() == alone
