@@ -80,7 +80,9 @@ class TouchedRowsAdamW(torch.optim.AdamW):
 
     So a rare row goes less far for each touch, and `beta2` counts touches of the row, not steps:
     with AdamW, β1 = .9 and β2 = .98, a single touch moves it by about .7 of the learning rate at
-    once and by 8 times the learning rate in all, as its first moment fades; here by .7.
+    once and by 8 times the learning rate in all, as its first moment fades; here by .7. Expect to
+    need a larger learning rate: on made-up chains of 3,000 items, 1e-3 learnt more slowly than
+    AdamW with the same (loss 6.6 against 5.1 after 1,500 steps), 1e-2 as fast (4.2 and 4.1).
 
     Weight decay must be 0 for such tables (here it never acts on embeddings), so a row has nothing
     to catch up with when it is touched again.

@@ -354,13 +354,14 @@ def test_own_negatives_in_chunks_have_the_digits_of_the_definition(
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("V", [30, 80])  # below N · D and above
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 def test_gradients_in_touched_rows_are_the_same_gradients(
-    make: MakeObjective, shared: bool
+    make: MakeObjective, shared: bool, V: int
 ) -> None:
-    hidden, table, targets = case(30, 80, 5, seed=2)
-    objective: Any = make(torch.ones(80), 7, shared)
+    hidden, table, targets = case(9, V, 5, seed=2)
+    objective: Any = make(torch.ones(V), 7, shared)
     found = []
     for objective.touched_rows in (False, True):
         torch.manual_seed(5)
