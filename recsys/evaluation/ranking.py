@@ -109,7 +109,8 @@ def rank(
             miss, and counted.
         k: length of the lists.
         tie_seed: of the order among equal scores.
-        batch_size: questions encoded at a time; changes memory and speed only.
+        batch_size: most questions encoded at a time, fewer where histories are long; changes memory
+            and speed only.
 
     Raises:
         ValueError: no questions, a question without answer, a NaN score, or a model of another
