@@ -289,8 +289,7 @@ def _stable_order(users: np.ndarray, keys: np.ndarray) -> np.ndarray:
     place_bits = (len(users) - 1).bit_length()
     packed = users
     for bits, part in ((key_bits, narrow), (place_bits, np.arange(len(users), dtype=np.uint64))):
-        packed = packed << np.uint64(bits) if bits < 64 else np.zeros_like(packed)
-        packed |= part
+        packed = (packed << np.uint64(bits)) | part
     packed.sort()
     return (packed & np.uint64((1 << place_bits) - 1)).view(np.int64)
 

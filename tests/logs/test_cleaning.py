@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recsys.logs import cleaning as cleaning_module
@@ -231,6 +231,8 @@ moments = st.one_of(
     st.sampled_from([1, 3, 1 << 18]),
     st.sampled_from([None, pl.Int64, pl.Float64]),
 )
+@example([(0, 2**63 - 1, True), (0, 5, True), (0, 3, False), (0, -(2**63), True)], 1 << 18, None)
+@example([(0, 2**62 // 10**6 * 10**6, True), (0, 3 * 10**6, True), (0, 0, True)], 1 << 18, None)
 def test_the_order_of_histories_is_that_of_two_stable_sorts(data, block, order):
     events = pl.DataFrame(
         data, schema={"user": pl.UInt32, "time": pl.Int64, "stays": pl.Boolean}, orient="row"
