@@ -12,7 +12,6 @@ settings, to `benchmarks/results/`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -55,9 +54,6 @@ def main() -> None:
         report = summary(name, recipe, arguments.seeds, arguments.set, runs)
         print(render(report), flush=True)
         write(report, f"quality_{name}")
-
-
-RAW = argparse.RawDescriptionHelpFormatter
 
 
 def train(settings: list[str], seed: int) -> dict[str, Any]:
