@@ -158,6 +158,7 @@ def _next_item(
         trainer.tokens_per_batch,
         config.seed,
         trainer.minimum_batches,
+        trainer.windows,
     )
     choose_rows(config, model)
     scored: Any = model

@@ -451,6 +451,9 @@ class NextItemTrainerConfig:
         monitor: the validation metric that chooses the weights, such as ndcg_10.
         tokens_per_batch: events in a batch.
         minimum_batches: steps an epoch has at least; on small logs batches are smaller then.
+        windows: of histories longer than the model sees: "all" of their events are learned from,
+            in windows that begin elsewhere each epoch; or the "newest" window only, as all runs did
+            that were recorded before there was a choice.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW; embeddings, biases and norms are spared.
         warmup_steps: until the learning rate is reached; at most a tenth of all steps.
@@ -482,6 +485,7 @@ class NextItemTrainerConfig:
     checkpoint_seconds: float
     average_weights: float
     row_updates: Literal["auto", "all", "touched"] = "all"
+    windows: Literal["all", "newest"] = "newest"
 
 
 @dataclass(frozen=True)
@@ -627,8 +631,8 @@ class TrainConfig:
     seed: int
     name: str | None
     resume: str | None
-    plan: bool
     result: str | None
+    plan: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pipelines.schemas import (
     LeaveOneOutConfig,
     LogisticRegressionConfig,
     MeanPoolingConfig,
+    NextItemTrainerConfig,
     RecommendConfig,
     SampledSoftmaxConfig,
     SASRecConfig,
@@ -433,12 +434,16 @@ def test_the_yaml_of_a_config_gives_it_back() -> None:
 
 
 @pytest.mark.parametrize("model", ["sasrec", "din"])
-def test_settings_recorded_before_there_was_row_updates_mean_what_was_done(model: str) -> None:
+def test_settings_recorded_before_there_was_a_choice_mean_what_was_done(model: str) -> None:
     config = compose("train", TrainConfig, [*LOG, f"model={model}"])
     assert config.trainer.row_updates == "auto"
     recorded = asdict(config)
-    del recorded["trainer"]["row_updates"]
-    assert build(TrainConfig, recorded, lambda key: "").trainer.row_updates == "all"
+    del recorded["trainer"]["row_updates"], recorded["plan"]
+    recorded["trainer"].pop("windows", None)
+    read = build(TrainConfig, recorded, lambda key: "")
+    assert read.trainer.row_updates == "all" and not read.plan
+    if isinstance(read.trainer, NextItemTrainerConfig):
+        assert read.trainer.windows == "newest"
 
 
 def test_splits_and_objectives_are_told_apart_by_name() -> None:
