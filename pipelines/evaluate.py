@@ -36,6 +36,7 @@ from pipelines.judging import (
     file_name,
     make_split,
     say,
+    say_unusable,
     split_counts,
     table,
 )
@@ -128,6 +129,7 @@ def run(config: EvaluateConfig) -> None:
             make_split(split_config, store)
 
     store = open_store(make_store(data, accept))
+    say_unusable(store)
     model, _ = load_model(folder)
     judge: Judge | ClickJudge
     models: dict[str, Any] = {described["name"]: model}

@@ -91,6 +91,15 @@ def unusable_rows(report: Mapping[str, Any]) -> str:
     return "; ".join(said) + ": quarantine.parquet of the store holds them"
 
 
+def say_unusable(store: HistoryStore) -> None:
+    """What the ingest of a store set aside, if anything."""
+    from recsys.histories.ingest_report import read_report
+
+    assert store.path is not None
+    if aside := unusable_rows(read_report(store.path)):
+        say(aside)
+
+
 @dataclass(frozen=True)
 class Judge:
     """Asks models the questions of one protocol, always in the same way.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
 from pipelines.ingest import make_store
-from pipelines.judging import say
+from pipelines.judging import say, say_unusable
 from pipelines.schemas import (
     ClicksConfig,
     DataConfig,
@@ -191,6 +191,7 @@ def find_people(
 
     if config.histories is not None:
         theirs = open_store(their_store(config, data, config.histories, reading))
+        say_unusable(theirs)
         people = NewPeople(theirs, store.item_vocabulary, taken_only=reading.taken_only)
         if skipped := people.counts["events_unknown"]:
             say(
@@ -349,7 +350,7 @@ def say_empty(people: People, reading: Reading) -> None:
 def say_missing(
     reading: Reading, store: HistoryStore | None = None, path: str | None = None
 ) -> None:
-    """Which features count as missing, and why.
+    """Which features count as missing, and why; which values are unknown.
 
     Args:
         reading: of the model.
@@ -358,12 +359,15 @@ def say_missing(
     """
     if reading.features is None:
         return
-    from recsys.serving.rankers import lacking
+    from recsys.serving.rankers import lacking, unknown_values
 
     if store is not None and (absent := lacking(reading.features, store)):
         columns = [getattr(feature, "column", "times") for feature in absent]
         names = [f"{f.name} ({column})" for f, column in zip(absent, columns, strict=True)]
         say(f"{path} lacks what these features read: {', '.join(names)}; they count as missing")
+    if store is not None and (unknown := unknown_values(reading.features, store)):
+        counted = ", ".join(f"{name} {count:,}" for name, count in unknown.items())
+        say(f"values that training did not know, in {path}: {counted}")
     context = [feature.name for feature in reading.features.features if feature.of == "context"]
     if context:
         say(

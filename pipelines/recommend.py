@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from pipelines.checking import ConfigError, build
 from pipelines.entry import main
 from pipelines.ingest import make_store
-from pipelines.judging import make_split, say
+from pipelines.judging import make_split, say, say_unusable
 from pipelines.paths import tracking_uri
 from pipelines.people import (
     find_candidates,
@@ -84,6 +84,7 @@ def run(config: RecommendConfig) -> None:
             ) from error
 
     store = open_store(make_store(data, accept))
+    say_unusable(store)
     split = make_split(trained.split, store) if config.history == "test" else None
     clicks = reading.features is not None
     if clicks and config.history == "test" and store.impressions is not None:

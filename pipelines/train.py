@@ -56,9 +56,9 @@ from pipelines.judging import (
     file_name,
     make_split,
     say,
+    say_unusable,
     split_counts,
     table,
-    unusable_rows,
 )
 from pipelines.paths import artifact_root, cache_dir, tracking_uri
 from pipelines.result import check_result_path, peak_memory_gb, write_result
@@ -103,8 +103,7 @@ def run(config: TrainConfig) -> None:
     from recsys.tracking.run import TrackedRun, environment_tags
 
     report = read_report(folder)
-    if aside := unusable_rows(report):
-        say(aside)
+    say_unusable(store)
     title = run_title(config)
     with TrackedRun.start(
         uri=config.tracking.uri or tracking_uri(),

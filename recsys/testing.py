@@ -359,6 +359,19 @@ class ClickLaws:
         assert a != b and a != c
 
     @torch.no_grad()
+    def test_item_fields_of_candidate_and_history_matter(self) -> None:
+        """Category and price are read of the item asked about, and of each past item."""
+        model = self.model()
+        batch = self.batch([[1, 2, 3]], [7])
+        before = model(batch)
+        for name, field in batch.item_fields.items():
+            for item in (7, 1, 2, 3):
+                other = field.clone()
+                other[item] = field[item + 1]
+                fields = {**batch.item_fields, name: other}
+                assert model(replace(batch, item_fields=fields)) != before, (name, item)
+
+    @torch.no_grad()
     def test_unknown_and_missing_values_score_finitely(self) -> None:
         """Codes 0 and 1 are values like others."""
         model, (histories, candidates) = self.model(), self.questions()

@@ -16,6 +16,7 @@ from recsys.histories.click_batches import Columns
 from recsys.histories.clicks import ClickQuestions, HistoryView, ViewKind, history_view
 from recsys.histories.features import (
     UNKNOWN,
+    ClickRows,
     ColumnFeature,
     EncodedColumns,
     Feature,
@@ -183,6 +184,27 @@ def lacking(features: FittedFeatures, store: HistoryStore) -> list[Feature]:
         and not isinstance(feature, UserId)
         and not _can_give(store, feature)
     ]
+
+
+def unknown_values(features: FittedFeatures, store: HistoryStore) -> dict[str, int]:
+    """How many new people, or events of theirs, have a value that training did not know.
+
+    Args:
+        features: that the model was trained with.
+        store: the new people's histories.
+
+    Returns:
+        By "<of>.<feature>", those that have some.
+    """
+    if store.events == 0:
+        return {}
+    given = tuple(entry for entry in features.fitted if _can_give(store, entry.feature))
+    nothing = np.zeros(0, dtype=np.int64)
+    rows = ClickRows(
+        users=np.arange(store.users), items=nothing, rows=nothing, events=np.arange(store.events)
+    )
+    counts = FittedFeatures(given).columns(store).unknown_counts(rows)
+    return {name: count for name, count in counts.items() if count}
 
 
 def _can_give(store: HistoryStore, feature: Feature) -> bool:

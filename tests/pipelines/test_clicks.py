@@ -13,8 +13,9 @@ import pytest
 
 from pipelines.clicks import ClickJudge
 from pipelines.entry import compose
+from pipelines.evaluate import run as evaluate
 from pipelines.recommend import run as recommend
-from pipelines.schemas import RecommendConfig, TrainConfig
+from pipelines.schemas import EvaluateConfig, RecommendConfig, TrainConfig
 from pipelines.train import run
 from recsys.evaluation.click_metrics import gauc
 from recsys.testing import planted_clicks
@@ -332,6 +333,23 @@ def test_wrong_settings_and_data_are_refused(here: Here, overrides: list[str], w
     assert all("quarantine" in new for new in files_below(here.folder) - before)
 
 
+@pytest.mark.parametrize(
+    ("stage", "place", "label"), [("validation", -2, 1), ("validation", -2, 0), ("test", -1, 0)]
+)
+def test_one_class_in_validation_or_test_is_refused(
+    here: Here, stage: str, place: int, label: int
+) -> None:
+    frame = write_log(here.folder / "log.parquet", users=12)
+    alike = (pl.int_range(pl.len()) == pl.len() + place).over("user")
+    clicked = pl.when(alike).then(label).otherwise("clicked")
+    order = pl.int_range(pl.len()).over("user")  # one event a moment
+    frame.with_columns(clicked=clicked, ts=order).write_parquet(here.folder / "log.parquet")
+    before = files_below(here.folder)
+    with pytest.raises(ValueError, match=f"all 12 {stage} candidates have label {label}: AUC"):
+        here.train(*SMALL, "split=loo", "trainer.monitor=auc")
+    assert files_below(here.folder) == before
+
+
 def test_a_monitor_without_a_value_is_refused(here: Here) -> None:
     write_log(here.folder / "log.parquet", users=12)
     before = files_below(here.folder)
@@ -347,8 +365,12 @@ def test_unusable_rows_are_said(here: Here, capsys: pytest.CaptureFixture[str]) 
     item = pl.when(pl.int_range(pl.len()) == 3).then(None).otherwise("item")
     frame.with_columns(item=item).write_parquet(here.folder / "log.parquet")
     here.train(*SMALL)
-    said = capsys.readouterr().out
-    assert "1 rows of the log could not be used (" in said, said
+    aside = "1 rows of the log could not be used ("
+    assert aside in (said := capsys.readouterr().out), said
+    evaluate(compose("evaluate", EvaluateConfig, ["run=latest"]))
+    assert aside in (said := capsys.readouterr().out), said
+    here.recommend("k=1")
+    assert aside in (said := capsys.readouterr().out), said
 
 
 def test_every_setting_reaches_training(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,11 +203,20 @@ def test_what_a_log_of_new_people_lacks_is_said_in_one_line(here: Here) -> None:
         "new.parquet lacks what these features read: device (device), city (city); they count as"
     )
     assert here.said.count("lacks") == 1 and lacks in here.said
+    assert "did not know" not in here.said
     assert pairs(some) == pairs(whole) and scores(some) != pytest.approx(scores(whole), rel=1e-4)
     log().with_columns(device=pl.lit("watch"), city=pl.lit("?")).write_parquet("new.parquet")
     unknown = here.lists("histories=new.parquet", "seen=taken")
     assert "lacks" not in here.said
+    n = len(log())
+    counted = f"values that training did not know, in new.parquet: event.device {n}, user.city 12"
+    assert counted in here.said
     assert scores(unknown) != pytest.approx(scores(some), rel=1e-4)
+    more = pl.concat([log(), log().with_columns(uid="m" + pl.col("uid"))])
+    more.with_columns(clicked=pl.Series([7] + [1] * (2 * n - 1))).write_parquet("new.parquet")
+    here.lists("histories=new.parquet", "k=2")
+    aside = "1 rows of the log could not be used (the label is not 0 or 1: 1): quarantine.parquet"
+    assert here.said.count(aside) == 1
     log().drop("clicked").write_parquet("new.parquet")
     here.lists("histories=new.parquet", "k=2")
     assert "has no column 'clicked': all of its events count as unlabelled" in here.said
