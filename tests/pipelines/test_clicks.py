@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines.clicks import ClickJudge
+from pipelines.clicks import ClickJudge, click_baselines, click_judge
 from pipelines.entry import compose
 from pipelines.evaluate import run as evaluate
+from pipelines.ingest import make_store
 from pipelines.recommend import run as recommend
 from pipelines.schemas import EvaluateConfig, RecommendConfig, TrainConfig
 from pipelines.train import run
 from recsys.evaluation.click_metrics import gauc
+from recsys.histories.store import open_store
+from recsys.models.baselines.click_means import ItemUserMeans
 from recsys.testing import planted_clicks
 from recsys.training.optimizer import Optimization
 from recsys.training.touched_rows import touched_tables
@@ -348,6 +352,58 @@ def test_one_class_in_validation_or_test_is_refused(
     with pytest.raises(ValueError, match=f"all 12 {stage} candidates have label {label}: AUC"):
         here.train(*SMALL, "split=loo", "trainer.monitor=auc")
     assert files_below(here.folder) == before
+
+
+def judge_of(*settings: str) -> tuple[TrainConfig, ClickJudge]:
+    config = compose("train", TrainConfig, [*SMALL, *settings])
+    return config, click_judge(config, open_store(make_store(config.data)))
+
+
+def test_features_are_fitted_on_training_questions(here: Here) -> None:
+    frame = write_log(here.folder / "log.parquet", users=12)
+    last = pl.int_range(pl.len()).over("user") >= 16
+    device = pl.when(last).then(pl.lit("late")).otherwise("device")
+    frame.with_columns(device=device).write_parquet(here.folder / "log.parquet")
+    shape = {"kind": "categorical", "of": "context", "column": "device"}
+    settings = [f"+data.features.device.{key}={value}" for key, value in shape.items()]
+    _, judge = judge_of(*settings, "split=share", "split.share=0.1")
+    asked = {stage: len(judge.questions(stage)) for stage in ("val", "test")}
+    assert judge.split.training.rows.max() % 20 < 16 and min(asked.values()) == 24
+    for stage, count in asked.items():
+        assert judge.unknown_values(stage) == {"context.device": count}
+
+
+def test_baselines_of_a_ranker_are_its_own_network_and_means_of_training(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_log(here.folder / "log.parquet", users=12)
+    changed = {
+        "max_length": 7,
+        "width": 6,
+        "field_width": 5,
+        "hidden": [9, 4],
+        "activation": "prelu",
+        "dropout": 0.1,
+        "embedding_dropout": 0.2,
+        "biases": True,
+        "initial_scale": 0.3,
+    }
+    settings = [f"model.{key}={value}".replace(" ", "") for key, value in changed.items()]
+    config, judge = judge_of(*settings, "objective.l2=0.7")
+    trained = []
+    monkeypatch.setattr("pipelines.clicks.trained_baseline", lambda own, _: trained.append(own))
+    beside = click_baselines(config, judge)
+    assert list(beside) == ["Item + user mean", "Logistic regression", "Mean pooling"]
+    linear, pooling = trained
+    assert asdict(pooling.model) == {"name": "mean_pooling", **changed}
+    assert pooling.objective == config.objective and pooling.trainer == config.trainer
+    assert linear.model.max_length == 7 and linear.objective.l2 == 0
+    asked, means = judge.split.training, beside["Item + user mean"]
+    assert isinstance(means, ItemUserMeans)
+    sizes = judge.store.users, judge.store.catalogue_size
+    own = ItemUserMeans().fit(asked.users, asked.candidates, asked.labels, *sizes)
+    np.testing.assert_array_equal(means.item_log_odds_V, own.item_log_odds_V)
+    np.testing.assert_array_equal(means.user_shifts_U, own.user_shifts_U)
 
 
 def test_a_monitor_without_a_value_is_refused(here: Here) -> None:
