@@ -451,9 +451,9 @@ class NextItemTrainerConfig:
         monitor: the validation metric that chooses the weights, such as ndcg_10.
         tokens_per_batch: events in a batch.
         minimum_batches: steps an epoch has at least; on small logs batches are smaller then.
-        windows: of histories longer than the model sees: "all" of their events are learned from,
-            in windows that begin elsewhere each epoch; or the "newest" window only, as all runs did
-            that were recorded before there was a choice.
+        windows: of histories longer than the model sees: the "newest" window only, or "all" of
+            their events, in windows that begin elsewhere each epoch. Runs recorded before there was
+            a choice took the newest.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW; embeddings, biases and norms are spared.
         warmup_steps: until the learning rate is reached; at most a tenth of all steps.

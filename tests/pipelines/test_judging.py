@@ -131,7 +131,6 @@ def test_every_setting_reaches_training(
         "trainer.monitor=hr_5",
         "trainer.tokens_per_batch=100",
         "trainer.minimum_batches=6",
-        "trainer.windows=newest",
         "trainer.learning_rate=0.5",
         "trainer.weight_decay=0.25",
         "trainer.warmup_steps=1000",
@@ -164,7 +163,7 @@ def test_every_setting_reaches_training(
     assert len(seen["batches"]) == 7
     assert seen["task"].optimization.warmup_steps == 2
     assert seen["batches"].windows == "newest"
-    config = config_of("model.max_length=7")
+    config = config_of("model.max_length=7", "trainer.windows=all")
     fit_model(config, judge, model, book, tmp_path / "a-run", None)  # type: ignore[arg-type]
     assert seen["batches"].windows == "all"
     for updates, tables in (("touched", {"items.weight"}), ("auto", set()), ("all", set())):
