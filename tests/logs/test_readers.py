@@ -253,7 +253,11 @@ def test_blank_lines_byte_order_mark_and_windows_line_ends(tmp_path, gap):
         ("log.csv.gz", gzip.compress(b"", mtime=0), "is empty"),
         ("log.csv.gz", b"user,item,time\nu,i,1\n", "is not gzip-compressed"),
         ("log.csv", gzip.compress(b"user,item,time\nu,i,1\n", mtime=0), "is gzip-compressed"),
-        ("log.csv.gz", gzip.compress(b"user,item,time\n" * 99, mtime=0)[:25], "not a whole gzip file"),
+        (
+            "log.csv.gz",
+            gzip.compress(b"user,item,time\n" * 99, mtime=0)[:25],
+            "not a whole gzip file",
+        ),
         ("log.parquet", b"user,item,time\nu,i,1\n", "not a Parquet file.*looks like text"),
         ("log.parquet", b"PAR1" + b"\x00" * 50, "Parquet file that was cut off"),
         ("log.parquet", b"PAR1" + b"\x07" * 50 + b"PAR1", "cannot be read"),
