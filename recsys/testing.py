@@ -141,6 +141,17 @@ class NextItemLaws:
             self.close(together[row : row + 1], model.encode(batch_of([history])))
 
     @torch.no_grad()
+    def test_encode_is_the_newest_event_s_hidden_state(self) -> None:
+        """Whatever `encode` leaves out; nothing, as zeros, of an empty history."""
+        model, histories = self.model(), self.histories()
+        hidden_TD, encoded_BD = model(batch_of(histories)), model.encode(batch_of(histories))
+        end = 0
+        for history, encoded_D in zip(histories, encoded_BD, strict=True):
+            end += len(history)
+            newest_D = hidden_TD[end - 1] if history else torch.zeros_like(encoded_D)
+            self.close(encoded_D, newest_D.float())
+
+    @torch.no_grad()
     def test_empty_one_item_and_longest_histories_score_finitely(self) -> None:
         """No NaN, whatever the length."""
         model = self.model()

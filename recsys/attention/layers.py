@@ -5,7 +5,7 @@ Dimensions: T packed events, D width.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
@@ -87,19 +87,54 @@ class AttentionLayer(nn.Module):
         weights: list[Tensor] | None = None,
     ) -> Tensor:
         """[T, D] to [T, D]; appends the attention weights to `weights` when it is a list."""
-        attend, forward, drop = self.attention, self.feed_forward, self.dropout
         if self.norm == "input":
-            n_TD = self.attention_norm(x_TD)
-            n_TD = self.feed_forward_norm(n_TD + drop(attend(n_TD, x_TD, batch, packed_T, weights)))
-            x_TD = n_TD + drop(forward(n_TD))
+            asks_TD = self.attention_norm(x_TD)
+            attended_TD = self.attention(asks_TD, x_TD, batch, packed_T, weights)
         elif self.norm == "pre":
             n_TD = self.attention_norm(x_TD)
-            x_TD = x_TD + drop(attend(n_TD, n_TD, batch, packed_T, weights))
-            x_TD = x_TD + drop(forward(self.feed_forward_norm(x_TD)))
+            asks_TD, attended_TD = x_TD, self.attention(n_TD, n_TD, batch, packed_T, weights)
         else:
-            x_TD = self.attention_norm(x_TD + drop(attend(x_TD, x_TD, batch, packed_T, weights)))
-            x_TD = self.feed_forward_norm(x_TD + drop(forward(x_TD)))
-        return x_TD
+            asks_TD, attended_TD = x_TD, self.attention(x_TD, x_TD, batch, packed_T, weights)
+        return self._behind_attention(asks_TD, attended_TD)
+
+    def newest(
+        self, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor, newest_B: Tensor
+    ) -> Tensor:
+        """Only the newest event of each history, all that a last layer is asked for: [B, D].
+
+        Args:
+            x_TD: all packed events.
+            batch: whose events they are.
+            packed_T: `batch.packed_T`.
+            newest_B: where each history's newest event stands in `x_TD`; any place for an empty
+                one, whose row then means nothing.
+        """
+        x_BD = x_TD[newest_B]
+        if self.norm == "input":
+            asks_BD = self.attention_norm(x_BD)
+            attended_BD = self.attention.newest(asks_BD, x_TD, batch, packed_T)
+        elif self.norm == "pre":
+            n_TD = self.attention_norm(x_TD)
+            asks_BD = x_BD
+            attended_BD = self.attention.newest(n_TD[newest_B], n_TD, batch, packed_T)
+        else:
+            asks_BD = x_BD
+            attended_BD = self.attention.newest(x_BD, x_TD, batch, packed_T)
+        return self._behind_attention(asks_BD, attended_BD)
+
+    def _behind_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Residual paths and feed-forward, each event for itself."""
+        forward, drop = self.feed_forward, self.dropout
+        if self.norm == "input":
+            n = self.feed_forward_norm(x + drop(attended))
+            out: Tensor = n + drop(forward(n))
+        elif self.norm == "pre":
+            x = x + drop(attended)
+            out = x + drop(forward(self.feed_forward_norm(x)))
+        else:
+            x = self.attention_norm(x + drop(attended))
+            out = self.feed_forward_norm(x + drop(forward(x)))
+        return out
 
 
 class LayerStack(nn.Module):
@@ -133,7 +168,19 @@ class LayerStack(nn.Module):
         weights: list[Tensor] | None = None,
     ) -> Tensor:
         """[T, D] to [T, D]; `weights`, when a list, gets one [B, H, L, L] per layer."""
-        for i in range(self.depth):
-            layer = self.groups[i * len(self.groups) // self.depth]
+        for layer in self._applied():
             x_TD = layer(x_TD, batch, packed_T, weights)
         return x_TD
+
+    def newest(
+        self, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor, newest_B: Tensor
+    ) -> Tensor:
+        """[T, D] to [B, D], the newest events' rows of `forward`; see `AttentionLayer.newest`."""
+        *others, last = self._applied()
+        for layer in others:
+            x_TD = layer(x_TD, batch, packed_T)
+        return last.newest(x_TD, batch, packed_T, newest_B)
+
+    def _applied(self) -> list[AttentionLayer]:
+        groups = len(self.groups)
+        return [cast(AttentionLayer, self.groups[i * groups // self.depth]) for i in range(self.depth)]

@@ -110,3 +110,33 @@ class MultiHeadSelfAttention(nn.Module):
             out_BLD = out_BHLE.transpose(1, 2).flatten(2)
         projected: Tensor = self.project(out_BLD.reshape(B * L, D)[packed_T])
         return projected
+
+    def newest(
+        self, queries_BD: Tensor, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor
+    ) -> Tensor:
+        """Attend from the newest event of each history alone: those rows of `forward`.
+
+        Args:
+            queries_BD: the newest event of each history as it asks.
+            x_TD: all packed events as they answer.
+            batch: whose events they are.
+            packed_T: `batch.packed_T`.
+
+        Returns:
+            [B, D]; of no meaning where a history is empty.
+        """
+        B, L = batch.items_BL.shape
+        H, D = self.heads, x_TD.shape[1]
+        kv_TF = torch.cat([self.key(x_TD), self.value(x_TD)], 1)
+        kv_BLF = kv_TF.new_zeros(B * L, kv_TF.shape[1]).index_copy(0, packed_T, kv_TF)
+        k_BHLE, v_BHLE = (
+            part.unflatten(-1, (H, -1)).transpose(1, 2)
+            for part in kv_BLF.view(B, L, -1).split([D, H * self.value_width], -1)
+        )
+        q_BH1E = self.query(queries_BD).view(B, 1, H, -1).transpose(1, 2)
+        # The newest event sees every event of its history, whether attention is causal or not.
+        mask = masks.valid(batch.valid_BL)
+        out_BH1E = kernels.fused(q_BH1E, k_BHLE, v_BHLE, causal=False, mask=mask)
+        combined = out_BH1E.mean(1) if self.combine == "average" else out_BH1E.transpose(1, 2)
+        projected: Tensor = self.project(combined.reshape(B, D))
+        return projected

@@ -134,23 +134,29 @@ class SASRec(nn.Module):
             [T, D], in the order of `batch.packed_T`.
         """
         packed_T = batch.packed_T
-        x_TD = self.items(batch.items_BL.flatten()[packed_T]) * self.embedding_scale
-        x_TD = x_TD + self.positions(batch, packed_T)
-        x_TD = self.layers(self.dropout(x_TD), batch, packed_T, weights)
+        x_TD = self.layers(self._embedded(batch, packed_T), batch, packed_T, weights)
         hidden_TD: Tensor = self.final_norm(x_TD)
         return hidden_TD
+
+    def _embedded(self, batch: HistoryBatch, packed_T: Tensor) -> Tensor:
+        x_TD = self.items(batch.items_BL.flatten()[packed_T]) * self.embedding_scale
+        embedded_TD: Tensor = self.dropout(x_TD + self.positions(batch, packed_T))
+        return embedded_TD
 
     def encode(self, batch: HistoryBatch) -> Tensor:
         """What each history asks for: the hidden state of its newest event, [B, D] float32.
 
         An empty history gives zeros: every item scores 0.
         """
-        hidden_TD = self(batch).float()
-        last_B = batch.lengths_B.cumsum(0) - 1
-        known_B = batch.lengths_B > 0
-        h_BD = hidden_TD.new_zeros(len(known_B), hidden_TD.shape[1])
-        h_BD[known_B] = hidden_TD[last_B[known_B]]
-        return h_BD
+        packed_T = batch.packed_T
+        x_TD = self._embedded(batch, packed_T)
+        if len(x_TD) == 0:
+            return x_TD.new_zeros(len(batch.lengths_B), x_TD.shape[1], dtype=torch.float32)
+        # The last layer works on the newest events alone: nobody asks for the others.
+        newest_B = (batch.lengths_B.cumsum(0) - 1).clamp(min=0)
+        x_BD = self.layers.newest(x_TD, batch, packed_T, newest_B)
+        hidden_BD = self.final_norm(x_BD).float()
+        return torch.where((batch.lengths_B > 0)[:, None], hidden_BD, 0.0)
 
     def item_table(self) -> Tensor:
         """What the hidden states are scored against, [V, D]; row 0 is padding."""
