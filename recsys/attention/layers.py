@@ -183,4 +183,6 @@ class LayerStack(nn.Module):
 
     def _applied(self) -> list[AttentionLayer]:
         groups = len(self.groups)
-        return [cast(AttentionLayer, self.groups[i * groups // self.depth]) for i in range(self.depth)]
+        return [
+            cast(AttentionLayer, self.groups[i * groups // self.depth]) for i in range(self.depth)
+        ]

@@ -1,9 +1,11 @@
-"""What the C library does with the memory that a training step frees."""
+"""What the libraries below us keep of a training step, and what they give back."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from typing import Any
 
 # malloc.h of glibc
 M_TRIM_THRESHOLD = -1
@@ -20,12 +22,33 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library took it: False where it is not glibc.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # musl has none
+    mallopt = _of_the_c_library("mallopt")
+    if mallopt is None:
         return False
     kept: int = mallopt(M_MMAP_THRESHOLD, 1 << 30)
     trimmed: int = mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
     return bool(kept) and bool(trimmed)
+
+
+def keep_few_kernels() -> None:
+    """Asks oneDNN, which does the products in bfloat16, to keep 16 kernels instead of 1,024.
+
+    It makes one for each shape that it meets and keeps the latest, .3 MB each, and so does torch's
+    layer above it. A step meets about 20 shapes, and the next step others: the old ones are of no
+    use, and they lie between the blocks that steps free. On MovieLens-1M (width 128, whole
+    histories) a training held 2.8 GB with them after two epochs, and .9 GB without.
+
+    To be said before the first such product of the process; variables of the user's own stand.
+    """
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "16")
+
+
+def _of_the_c_library(name: str) -> Any:
+    """A function of glibc's; None elsewhere, as musl and other systems have none of these."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError):
+        return None
