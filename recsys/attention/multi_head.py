@@ -88,7 +88,7 @@ class MultiHeadSelfAttention(nn.Module):
         B, L = batch.items_BL.shape
         H, D = self.heads, x_TD.shape[1]
         qkv_TF = torch.cat([self.query(queries_TD), self.key(x_TD), self.value(x_TD)], 1)
-        qkv_BLF = qkv_TF.new_zeros(B * L, qkv_TF.shape[1]).index_copy(0, packed_T, qkv_TF)
+        qkv_BLF = qkv_TF.new_zeros(B * L, qkv_TF.shape[1]).index_copy_(0, packed_T, qkv_TF)
         q_BHLE, k_BHLE, v_BHLE = (
             part.unflatten(-1, (H, -1)).transpose(1, 2)
             for part in qkv_BLF.view(B, L, -1).split([D, D, H * self.value_width], -1)
@@ -128,7 +128,7 @@ class MultiHeadSelfAttention(nn.Module):
         B, L = batch.items_BL.shape
         H, D = self.heads, x_TD.shape[1]
         kv_TF = torch.cat([self.key(x_TD), self.value(x_TD)], 1)
-        kv_BLF = kv_TF.new_zeros(B * L, kv_TF.shape[1]).index_copy(0, packed_T, kv_TF)
+        kv_BLF = kv_TF.new_zeros(B * L, kv_TF.shape[1]).index_copy_(0, packed_T, kv_TF)
         k_BHLE, v_BHLE = (
             part.unflatten(-1, (H, -1)).transpose(1, 2)
             for part in kv_BLF.view(B, L, -1).split([D, H * self.value_width], -1)
