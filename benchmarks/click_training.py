@@ -29,12 +29,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from benchmarks.figures import Figure, of_rounds
-from benchmarks.record import circumstances, command_line, show_again, write
-from benchmarks.turns import Player, report_end, report_seconds, take_turns, wait_for_turn
+from benchmarks import sides
+from benchmarks.figures import Figure
+from benchmarks.record import circumstances, show_again, write
+from benchmarks.sides import PEERS
+from benchmarks.turns import Player, report_end, report_seconds, wait_for_turn
 
 # Ours by name: the settings; the peer's model.
 MODELS = {
@@ -45,17 +46,11 @@ MODELS = {
     "mean pooling": ({"ReLU": ["model=mean_pooling", "model.activation=relu"]}, "mean"),
 }
 PRECISIONS = {"bf16": "bf16-mixed", "32": "32-true"}  # ours: the peer's
-Side = dict[str, Any]
 
 
 def main() -> None:
     """Runs, prints, writes; or is one of those that take turns."""
-    parser = command_line(__doc__)
-    parser.add_argument("--peer", type=Path, help="Python of FuxiCTR's environment")
-    parser.add_argument("--data", type=Path, help="folder with the canonical tables")
-    parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--rounds", type=int, default=4, help="of each, 1 to warm up")
+    parser = sides.peer_command_line(__doc__, list(MODELS), list(PRECISIONS))
     parser.add_argument("--steps", type=int, default=100, help="in a round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--workers", type=int, default=1, help="FuxiCTR's processes that load")
@@ -67,12 +62,9 @@ def main() -> None:
         return
     if show_again(arguments, render):
         return
-    if arguments.peer is None or not arguments.peer.is_file():
-        sys.exit("--peer: Python of an environment as in peers/requirements-fuxictr.txt")
+    sides.check_peer(arguments, "requirements-fuxictr.txt")
     if arguments.data is None or not (arguments.data / "ml1m.parquet").is_file():
         sys.exit("--data: a folder with ml1m.parquet, ml1m_items.parquet and ml1m_users.parquet")
-    if arguments.rounds < 2:
-        sys.exit("--rounds: the first is not counted, so 2 at least")
     results = [compare(name, arguments) for name in arguments.only]
     report = {
         **circumstances("click_training"),
@@ -106,18 +98,12 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             command = [sys.executable, "-m", "benchmarks.click_training", "--ours", settings]
             command += [str(arguments.steps), str(arguments.threads)]
             players.append(Player(f"ours {activation} {precision}", command))
-        peer = [str(arguments.peer), str(Path(__file__).parent / "peers" / "fuxictr_rows.py")]
+        peer = [str(arguments.peer), str(PEERS / "fuxictr_rows.py")]
         peer += ["--data", str(arguments.data), "--model", MODELS[name][1], *numbers]
         peer += ["--precision", PRECISIONS[precision], "--workers", str(arguments.workers)]
         players.append(Player(f"FuxiCTR {precision}", peer))
     print(name, flush=True)
-    take_turns(players, arguments.rounds)
-    return {
-        "name": name,
-        "players": [
-            {"name": player.name, "seconds": player.seconds, **player.end()} for player in players
-        ],
-    }
+    return {"name": name, "players": sides.play_rounds(players, arguments.rounds)}
 
 
 class Rounds:
@@ -218,68 +204,14 @@ def play(settings: list[str], steps: int, threads: int) -> None:
 
 
 def render(report: dict[str, Any]) -> str:
-    """The table as Markdown: ratios first, those of both sides' best precision on top."""
-    hardware = report["hardware"]
-    lines = [
-        f"Rows a second in training, {hardware['cores']} cores of {hardware['cpu']}, median of "
-        f"{report['rounds'] - 1} rounds of {report['settings']['steps']} steps",
-        "",
-        "| model | ratio | lowest–highest | ours, rows/s | FuxiCTR | memory, ours | FuxiCTR |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for result in report["results"]:
-        for name, own, peer in pairs_of(result):
-            ratios = ratios_of(own, peer)
-            lines.append(
-                f"| {name} | {median(ratios):.1f}× | {min(ratios):.1f}–{max(ratios):.1f} "
-                f"| {median(speeds(own)):,.0f} | {median(speeds(peer)):,.0f} "
-                f"| {own['peak_memory_gb']:.1f} GB | {peer['peak_memory_gb']:.1f} GB |"
-            )
-    return "\n".join(lines) + "\n"
+    """The table as Markdown."""
+    title = f"Rows a second in training, {report['settings']['steps']} steps a round"
+    return sides.render(report, title, "FuxiCTR", lambda result: str(result["name"]))
 
 
 def figures(report: dict[str, Any]) -> list[Figure]:
-    """Ratios and rows a second of the counted rounds."""
-    found = []
-    for result in report["results"]:
-        for name, own, peer in pairs_of(result):
-            found.append(of_rounds(f"{name}: ratio", ratios_of(own, peer), "higher"))
-            found.append(of_rounds(f"{name}: ours, rows/s", speeds(own), "higher"))
-            found.append(of_rounds(f"{name}: FuxiCTR, rows/s", speeds(peer), "higher"))
-    return found
-
-
-def pairs_of(result: dict[str, Any]) -> list[tuple[str, Side, Side]]:
-    """Name, our side and the peer's, for each activation and precision; the best on top."""
-    sides = {player["name"]: player for player in result["players"]}
-    by_activation: dict[str, list[tuple[str, Side, Side]]] = {}
-    for name, side in sides.items():
-        who, _, rest = name.partition(" ")
-        activation, _, precision = rest.partition(" ")
-        if who == "ours":
-            peer = sides[f"FuxiCTR {precision}"]
-            by_activation.setdefault(activation, []).append((precision, side, peer))
-    found = []
-    for activation, pairs in by_activation.items():
-        name = f"{result['name']}, {activation}"
-        if len(pairs) > 1:
-            own, peer = (
-                max((pair[i] for pair in pairs), key=lambda side: median(speeds(side)))
-                for i in (1, 2)
-            )
-            found.append((f"{name}, best", own, peer))
-        found += [(f"{name}, {precision}", own, peer) for precision, own, peer in pairs]
-    return found
-
-
-def speeds(side: Side) -> list[float]:
-    """Rows a second of the counted rounds."""
-    return [rows / s for rows, s in zip(side["rows"], side["seconds"], strict=False)][1:]
-
-
-def ratios_of(own: Side, peer: Side) -> list[float]:
-    """Ours by the peer's, in each counted round."""
-    return [a / b for a, b in zip(speeds(own), speeds(peer), strict=True)]
+    """Ratios and rows a second of the counted rounds; peak memory."""
+    return sides.figures(report, "FuxiCTR")
 
 
 if __name__ == "__main__":

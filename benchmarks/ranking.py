@@ -27,41 +27,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import circumstances, command_line, show_again, write
-from benchmarks.training import (
-    TABLES,
-    canonical,
-    figures,
-    pairs_of,
-    ratios_of,
-    settings_of,
-    side_seconds,
-)
-from benchmarks.turns import Player, report_end, report_seconds, take_turns, wait_for_turn
-
-__all__ = ["figures"]  # read by `benchmarks.compare`, the same as of training
-PRECISIONS = ("32", "bf16")
+from benchmarks import sides
+from benchmarks.figures import Figure
+from benchmarks.record import circumstances, show_again, write
+from benchmarks.sides import PEERS
+from benchmarks.training import PRECISIONS, TABLES, canonical, label, settings_of
+from benchmarks.turns import Player, report_end, report_seconds, wait_for_turn
 
 
 def main() -> None:
     """Runs, prints, writes; or is one of those that take turns."""
-    parser = command_line(__doc__)
-    parser.add_argument("--peer", type=Path, help="Python of RecTools' environment")
-    parser.add_argument("--data", type=Path, help="folder with the canonical tables")
-    parser.add_argument("--only", nargs="+", choices=sorted(TABLES), default=list(TABLES))
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--rounds", type=int, default=4, help="calls of each, 1 to warm up")
-    parser.add_argument("--ours", nargs=3, help=argparse.SUPPRESS)
+    parser = sides.peer_command_line(__doc__, list(TABLES), list(PRECISIONS))
+    parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ours:
         play(*arguments.ours)
         return
     if show_again(arguments, render):
         return
-    if arguments.peer is None or not arguments.peer.is_file():
-        sys.exit("--peer: Python of an environment as in peers/requirements-rectools.txt")
-    if arguments.rounds < 2:
-        sys.exit("--rounds: the first is not counted, so 2 at least")
+    sides.check_peer(arguments, "requirements-rectools.txt")
     with tempfile.TemporaryDirectory() as folder:
         results = [compare(name, arguments, Path(folder)) for name in arguments.only]
     report = {**circumstances("ranking"), "rounds": arguments.rounds, "results": results}
@@ -71,33 +55,24 @@ def main() -> None:
 
 def compare(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All rounds on one data set."""
-    from pipelines.entry import compose
-    from pipelines.schemas import TrainConfig
-
     table = canonical(name, arguments.data, folder)
-    settings = settings_of(name, table, "auto")
-    model = compose("train", TrainConfig, settings).model
+    _, _, width, max_length = TABLES[name]
+    settings = json.dumps(settings_of(name, table, "auto"))
     players = []
     for precision in arguments.precisions:
-        ours = [sys.executable, "-m", "benchmarks.ranking", "--ours"]
-        peer = [str(arguments.peer), str(Path(__file__).parent / "peers" / "rectools_recommend.py")]
-        peer += ["--table", str(table), "--width", str(model.width)]
-        peer += ["--max-length", str(model.max_length), "--precision", precision]
-        players.append(Player(f"ours {precision}", [*ours, name, json.dumps(settings), precision]))
-        players.append(Player(f"RecTools {precision}", peer))
-    print(f"{name}: width {model.width}, length {model.max_length}", flush=True)
-    take_turns(players, arguments.rounds)
-    return {
-        "name": name,
-        "width": model.width,
-        "max_length": model.max_length,
-        "players": [
-            {"name": player.name, "seconds": player.seconds, **player.end()} for player in players
-        ],
-    }
+        ours = [sys.executable, "-m", "benchmarks.ranking", "--ours", settings, precision]
+        peer = [str(arguments.peer), str(PEERS / "rectools_sasrec.py"), "recommend"]
+        peer += ["--table", str(table), "--width", str(width), "--max-length", str(max_length)]
+        players.append(Player(f"ours {precision}", ours))
+        players.append(
+            Player(f"RecTools {precision}", [*peer, "--precision", PRECISIONS[precision]])
+        )
+    print(f"{name}: width {width}, length {max_length}", flush=True)
+    measured = sides.play_rounds(players, arguments.rounds)
+    return {"name": name, "width": width, "max_length": max_length, "players": measured}
 
 
-def play(name: str, settings: str, precision: str) -> None:
+def play(settings: str, precision: str) -> None:
     """Our side: a model judged on all test questions, the store and the model in memory."""
     import torch
 
@@ -124,26 +99,14 @@ def play(name: str, settings: str, precision: str) -> None:
 
 
 def render(report: dict[str, Any]) -> str:
-    """The table as Markdown: ratios first, those of both sides' best precision on top."""
-    hardware = report["hardware"]
-    lines = [
-        f"Exact ranking with all metrics against a top-10 alone, {hardware['cores']} cores of "
-        f"{hardware['cpu']}, median of {report['rounds'] - 1} rounds",
-        "",
-        "| data | ratio | lowest–highest | ours | RecTools | memory, ours | RecTools |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for result in report["results"]:
-        for precision, own, peer in pairs_of(result):
-            ratios = ratios_of(own, peer)
-            lines.append(
-                f"| {result['name']}, width {result['width']}, length {result['max_length']}, "
-                f"{precision} | {side_seconds(peer) / side_seconds(own):.1f}× "
-                f"| {min(ratios):.1f}–{max(ratios):.1f} "
-                f"| {side_seconds(own):.2f} s | {side_seconds(peer):.1f} s "
-                f"| {own['peak_memory_gb']:.1f} GB | {peer['peak_memory_gb']:.1f} GB |"
-            )
-    return "\n".join(lines) + "\n"
+    """The table as Markdown."""
+    title = "Exact ranking with all metrics against a top-10 alone"
+    return sides.render(report, title, "RecTools", label)
+
+
+def figures(report: dict[str, Any]) -> list[Figure]:
+    """Ratios and seconds of the counted rounds; peak memory."""
+    return sides.figures(report, "RecTools")
 
 
 if __name__ == "__main__":

@@ -23,28 +23,25 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from benchmarks.figures import Figure, of_rounds
-from benchmarks.record import circumstances, command_line, show_again, write
-from benchmarks.turns import Player, report_end, report_seconds, take_turns, wait_for_turn
+from benchmarks import sides
+from benchmarks.figures import Figure
+from benchmarks.record import circumstances, show_again, write
+from benchmarks.sides import PEERS
+from benchmarks.turns import Player, report_end, report_seconds, wait_for_turn
 
+# What both sides have: our data and trainer, the canonical table, width and length of the model.
 TABLES = {
-    "ml1m": ("sasrec_ml1m", "ml1m.parquet"),
-    "beauty": ("sasrec_beauty", "amazon_beauty_s3rec.parquet"),
+    "ml1m": ("sasrec_ml1m", "ml1m.parquet", 64, 200),
+    "beauty": ("sasrec_beauty", "amazon_beauty_s3rec.parquet", 256, 50),
 }
 PRECISIONS = {"bf16": "bf16-mixed", "32": "32-true"}  # ours: Lightning's
 
 
 def main() -> None:
     """Runs, prints, writes; or is one of those that take turns."""
-    parser = command_line(__doc__)
-    parser.add_argument("--peer", type=Path, help="Python of RecTools' environment")
-    parser.add_argument("--data", type=Path, help="folder with the canonical tables")
-    parser.add_argument("--only", nargs="+", choices=sorted(TABLES), default=list(TABLES))
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--rounds", type=int, default=4, help="epochs of each, 1 to warm up")
+    parser = sides.peer_command_line(__doc__, list(TABLES), list(PRECISIONS))
     parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ours:
@@ -52,60 +49,49 @@ def main() -> None:
         return
     if show_again(arguments, render):
         return
-    if arguments.peer is None or not arguments.peer.is_file():
-        sys.exit("--peer: Python of an environment as in peers/requirements-rectools.txt")
-    if arguments.rounds < 2:
-        sys.exit("--rounds: the first is not counted, so 2 at least")
+    sides.check_peer(arguments, "requirements-rectools.txt")
     with tempfile.TemporaryDirectory() as folder:
         results = [compare(name, arguments, Path(folder)) for name in arguments.only]
-    report = {
-        **circumstances("training"),
-        "rounds": arguments.rounds,
-        "results": results,
-    }
+    report = {**circumstances("training"), "rounds": arguments.rounds, "results": results}
     print(render(report), flush=True)
     write(report, "training")
 
 
 def settings_of(name: str, table: Path, precision: str) -> list[str]:
-    """The recipe's settings, and what makes both models one."""
-    recipe, _ = TABLES[name]
+    """The recipe's data and trainer, and what makes both models one."""
+    recipe, _, width, max_length = TABLES[name]
     return [
         f"experiment={recipe}",
         f"data.path={table.resolve()}",
+        f"model.width={width}",
+        f"model.max_length={max_length}",
+        "model.heads=1",
+        "model.layers=2",
+        "model.dropout=0.2",
         "model.norm=input",
         "split.validation_users=all",
+        "trainer.windows=newest",
+        "trainer.average_weights=0",
         f"trainer.precision={precision}",
     ]
 
 
 def compare(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All rounds on one data set."""
-    from pipelines.entry import compose
-    from pipelines.schemas import TrainConfig
-
     table = canonical(name, arguments.data, folder)
-    model = compose("train", TrainConfig, settings_of(name, table, "auto")).model
+    _, _, width, max_length = TABLES[name]
     players = []
     for precision in arguments.precisions:
-        ours = [sys.executable, "-m", "benchmarks.training", "--ours"]
-        shape = ["--width", str(model.width), "--max-length", str(model.max_length)]
-        shape += ["--dropout", str(model.dropout), "--precision", PRECISIONS[precision]]
-        peer = [str(arguments.peer), str(Path(__file__).parent / "peers" / "rectools_sasrec.py")]
-        peer += ["--table", str(table), *shape]
+        ours = [sys.executable, "-m", "benchmarks.training", "--ours", name]
         settings = json.dumps(settings_of(name, table, precision))
-        players.append(Player(f"ours {precision}", [*ours, name, settings]))
+        peer = [str(arguments.peer), str(PEERS / "rectools_sasrec.py"), "train"]
+        peer += ["--table", str(table), "--width", str(width), "--max-length", str(max_length)]
+        peer += ["--dropout", "0.2", "--precision", PRECISIONS[precision]]
+        players.append(Player(f"ours {precision}", [*ours, settings]))
         players.append(Player(f"RecTools {precision}", peer))
-    print(f"{name}: width {model.width}, length {model.max_length}", flush=True)
-    take_turns(players, arguments.rounds)
-    return {
-        "name": name,
-        "width": model.width,
-        "max_length": model.max_length,
-        "players": [
-            {"name": player.name, "seconds": player.seconds, **player.end()} for player in players
-        ],
-    }
+    print(f"{name}: width {width}, length {max_length}", flush=True)
+    measured = sides.play_rounds(players, arguments.rounds)
+    return {"name": name, "width": width, "max_length": max_length, "players": measured}
 
 
 def canonical(name: str, data: Path | None, folder: Path) -> Path:
@@ -201,65 +187,18 @@ def play(name: str, settings: str) -> None:
 
 
 def render(report: dict[str, Any]) -> str:
-    """The table as Markdown: ratios first, those of both sides' best precision on top."""
-    hardware = report["hardware"]
-    lines = [
-        f"Training epoch, {hardware['cores']} cores of {hardware['cpu']}, median of "
-        f"{report['rounds'] - 1} rounds",
-        "",
-        "| data | ratio | lowest–highest | ours | RecTools | memory, ours | RecTools |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for result in report["results"]:
-        for precision, own, peer in pairs_of(result):
-            ratios = ratios_of(own, peer)
-            lines.append(
-                f"| {result['name']}, width {result['width']}, length {result['max_length']}, "
-                f"{precision} | {side_seconds(peer) / side_seconds(own):.1f}× "
-                f"| {min(ratios):.1f}–{max(ratios):.1f} "
-                f"| {side_seconds(own):.1f} s | {side_seconds(peer):.1f} s "
-                f"| {own['peak_memory_gb']:.1f} GB | {peer['peak_memory_gb']:.1f} GB |"
-            )
-    return "\n".join(lines) + "\n"
+    """The table as Markdown."""
+    return sides.render(report, "Training epoch", "RecTools", label)
+
+
+def label(result: dict[str, Any]) -> str:
+    """Data and size of the model."""
+    return f"{result['name']}, width {result['width']}, length {result['max_length']}"
 
 
 def figures(report: dict[str, Any]) -> list[Figure]:
     """Ratios and seconds of the counted rounds; peak memory."""
-    found = []
-    for result in report["results"]:
-        for precision, own, peer in pairs_of(result):
-            name = f"{result['name']}, {precision}"
-            found.append(of_rounds(f"{name}: ratio", ratios_of(own, peer), "higher"))
-            if precision != "best":
-                found.append(of_rounds(f"{name}: ours, s", own["seconds"][1:], "lower"))
-                found.append(of_rounds(f"{name}: RecTools, s", peer["seconds"][1:], "lower"))
-                memory = [own["peak_memory_gb"]]
-                found.append(of_rounds(f"{name}: ours, GB", memory, "lower"))
-    return found
-
-
-Side = dict[str, Any]
-
-
-def pairs_of(result: dict[str, Any]) -> list[tuple[str, Side, Side]]:
-    """Precision, our side and the peer's; the best of both on top, where there are several."""
-    sides = {player["name"]: player for player in result["players"]}
-    precisions = [name.removeprefix("ours ") for name in sides if name.startswith("ours")]
-    pairs = [(p, sides[f"ours {p}"], sides[f"RecTools {p}"]) for p in precisions]
-    if len(pairs) > 1:
-        own, peer = (min((pair[i] for pair in pairs), key=side_seconds) for i in (1, 2))
-        pairs.insert(0, ("best", own, peer))
-    return pairs
-
-
-def ratios_of(own: Side, peer: Side) -> list[float]:
-    """The peer's seconds by ours, in each counted round."""
-    return [b / a for a, b in zip(own["seconds"], peer["seconds"], strict=True)][1:]
-
-
-def side_seconds(side: Side) -> float:
-    """Median seconds of a side's rounds without the first."""
-    return median(side["seconds"][1:])
+    return sides.figures(report, "RecTools")
 
 
 if __name__ == "__main__":

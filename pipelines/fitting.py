@@ -59,9 +59,7 @@ def fit_model(
         resume: a checkpoint to go on from, or None.
     """
     from recsys.training.fit import fit
-    from recsys.training.memory import keep_few_kernels
 
-    keep_few_kernels()
     trainer = config.trainer
     task, batches = task_and_batches(config, judge, model)
     check_memory(trainer, task, batches)

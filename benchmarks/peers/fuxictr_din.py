@@ -218,7 +218,6 @@ def train(
     import torch
     from fuxictr.pytorch.torch_utils import seed_everything
     from model_zoo.LongCTR.DIN.DIN import DIN
-    from model_zoo.LongCTR.longctr_dataloader import LongCTRDataLoader
 
     class Printing(DIN):
         """DIN whose evaluation after each epoch also looks at the test rows, and prints both."""
@@ -240,19 +239,7 @@ def train(
     seed_everything(options.seed)
     described = feature_map(folder, prepared["sizes"], options)
     tables = {stage: pl.read_parquet(folder / f"{stage}.parquet") for stage in STAGES}
-    loaders = {
-        stage: LongCTRDataLoader(
-            described,
-            str(folder / f"{stage}.parquet"),
-            user_info=str(folder / "user_info.parquet"),
-            item_info=str(folder / "item_info.parquet"),
-            batch_size=options.batch_size,
-            shuffle=stage == "train",
-            num_workers=options.workers,
-            max_len=options.max_length,
-        )
-        for stage in STAGES
-    }
+    loaders = {stage: loader(described, folder, stage, options) for stage in STAGES}
     model = Printing(
         described,
         gpu=options.gpu,
@@ -301,6 +288,22 @@ def train(
         "machine": {"processor": platform.processor(), "cpus": os.cpu_count()},
     }
     return result, scores
+
+
+def loader(described: Any, folder: Path, stage: str, options: argparse.Namespace) -> Any:
+    """FuxiCTR's own, of the rows of a stage."""
+    from model_zoo.LongCTR.longctr_dataloader import LongCTRDataLoader
+
+    return LongCTRDataLoader(
+        described,
+        str(folder / f"{stage}.parquet"),
+        user_info=str(folder / "user_info.parquet"),
+        item_info=str(folder / "item_info.parquet"),
+        batch_size=options.batch_size,
+        shuffle=stage == "train",
+        num_workers=options.workers,
+        max_len=options.max_length,
+    )
 
 
 def mean_pooling() -> Any:

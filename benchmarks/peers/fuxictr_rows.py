@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 from fuxictr.pytorch.torch_utils import seed_everything
-from fuxictr_din import feature_map, mean_pooling, prepare
+from fuxictr_din import feature_map, loader, mean_pooling, prepare
 from model_zoo.LongCTR.DIN.DIN import DIN
-from model_zoo.LongCTR.longctr_dataloader import LongCTRDataLoader
 
 
 def main() -> None:
@@ -49,16 +48,7 @@ def main() -> None:
         folder = Path(made)
         sizes = prepare(options.data, folder, options.users, side=True)["sizes"]
         described = feature_map(folder, sizes, options)
-        loader = LongCTRDataLoader(
-            described,
-            str(folder / "train.parquet"),
-            user_info=str(folder / "user_info.parquet"),
-            item_info=str(folder / "item_info.parquet"),
-            batch_size=options.batch_size,
-            shuffle=True,
-            num_workers=options.workers,
-            max_len=options.max_length,
-        )
+        batches = loader(described, folder, "train", options)
         model = TakingTurns(
             described,
             gpu=-1,
@@ -78,7 +68,7 @@ def main() -> None:
             model.attention_layers = mean_pooling()
         model.take_turns(options.steps, options.precision == "bf16-mixed")
         with contextlib.suppress(Enough):
-            model.fit(loader, epochs=1_000_000)
+            model.fit(batches, epochs=1_000_000)
     measured = {
         "rows": model.rows,
         "parameters": sum(p.numel() for p in model.parameters()),

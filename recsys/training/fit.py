@@ -24,7 +24,7 @@ from recsys.training.callbacks import (
     Validate,
 )
 from recsys.training.click_task import ClickTask
-from recsys.training.memory import keep_freed_memory
+from recsys.training.memory import keep_few_kernels, keep_freed_memory
 from recsys.training.next_item_task import NextItemTask
 from recsys.training.precision import Precision, resolve
 from recsys.training.reporting import Reporter
@@ -100,6 +100,7 @@ def fit(
         TrainingDiverged: the loss is not finite.
     """
     keep_freed_memory()
+    keep_few_kernels()
     averaged = AverageWeights(average_weights) if average_weights else None
     choose = ChooseOnValidation(
         validate, monitor, smaller_is_better, patience, validate_every, reporter, say, averaged

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recsys.batch import ClickBatch, HistoryBatch
 from recsys.objectives.full_softmax import TOKENS_PER_CHUNK, full_softmax
 from recsys.training.click_task import ClickTask
+from recsys.training.memory import keep_few_kernels
 from recsys.training.next_item_task import NextItemTask
 from recsys.training.optimizer import adamw
 from recsys.training.precision import Precision, resolve
@@ -74,6 +75,7 @@ def expected_memory(
     inputs, _ = largest
     rows = len(inputs.lengths_B)
     few, labels = first_rows(largest, SAMPLE_ROWS)
+    keep_few_kernels()  # what follows may be the first products of the process
     kept = _kept_for_backward(task, (few, labels), precision)
     logits = 0
     if getattr(task, "objective", None) is full_softmax:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.click_training import figures, pairs_of, render, settings_of
+from benchmarks.click_training import figures, render, settings_of
+from benchmarks.sides import pairs_of
 
 SPEEDS = {
     "ours Dice bf16": 40,
@@ -46,13 +47,13 @@ def test_each_activation_and_precision_has_its_peer_and_the_best_have_theirs() -
         "din, ReLU, bf16: ratio": 16.0,
         "din, ReLU, 32: ratio": 3.0,
     }
-    assert all(figure.error == 0 for figure in figures(report))
-    assert "| din, Dice, best | 4.0× | 4.0–4.0 | 40 | 10 |" in render(report)
+    assert all(f.error == 0 for f in figures(report) if not f.name.endswith("GB"))
+    assert "| din, Dice, best | 4.0× | 4.0–4.0 | 40 rows/s | 10 rows/s |" in render(report)
 
 
 def test_one_precision_needs_no_best() -> None:
     only = {name: speed for name, speed in SPEEDS.items() if name.endswith("32")}
-    assert [name for name, _, _ in pairs_of(result(only))] == ["din, Dice, 32", "din, ReLU, 32"]
+    assert [name for name, _, _ in pairs_of(result(only))] == ["Dice, 32", "ReLU, 32"]
 
 
 def test_the_settings_are_those_of_the_click_table() -> None:
