@@ -359,18 +359,3 @@ def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(
             "select status from runs order by start_time desc limit 1"
         ).fetchone()
     assert status == "FAILED"
-
-
-def test_help_and_errors_do_not_wait_for_torch() -> None:
-    code = (
-        "import sys, runpy; sys.argv = ['train', '--help']\n"
-        "try: runpy.run_module('pipelines.train', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'mlflow', 'pytorch_lightning', 'polars'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=os.environ
-    )
-    assert done.returncode == 0, done.stderr
-    assert "experiment=sasrec_ml1m" in done.stdout
