@@ -42,6 +42,13 @@ def without_kept_memory() -> None:
     memory.keep_freed_memory = lambda: False
 
 
+def without_few_kernels() -> None:
+    """oneDNN keeps a kernel for each of the latest thousand shapes."""
+    from recsys.training import memory
+
+    memory.keep_few_kernels = lambda: None
+
+
 def without_bulk_dropout() -> None:
     """One random number for each element."""
     import torch
@@ -97,12 +104,14 @@ TECHNIQUES: dict[str, dict[str, Callable[[], None]]] = {
         "dropout from bulk bytes": without_bulk_dropout,
         "histories of like length together": without_buckets,
         "freed memory kept": without_kept_memory,
+        "few kernels kept": without_few_kernels,
     },
     "din": {
         "bfloat16 products": without_bfloat16,
         "activation unit folded": without_folded_unit,
         "Dice in portions of the cache": without_portions,
         "freed memory kept": without_kept_memory,
+        "few kernels kept": without_few_kernels,
     },
 }
 
@@ -183,6 +192,7 @@ def play(name: str, technique: str, steps: int, data: Path | None) -> None:
     task: Any
     task, batches = task_and_batches(config, judge, model)
     memory.keep_freed_memory()
+    memory.keep_few_kernels()
     low = precision.resolve(config.trainer.precision) == "bf16-mixed"
     optimizer = task.configure_optimizers()["optimizer"]
     task.train()
