@@ -8,8 +8,13 @@ from hypothesis import HealthCheck, settings
 
 from recsys.tracking.run import _open_client, local_store
 
-# Laws, not timings: a loaded machine is no failure.
-settings.register_profile("recsys", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Laws, not timings: a loaded machine is no failure. The same examples everywhere, so that what
+# passes here passes there; `--hypothesis-profile=search` draws others in each run.
+no_timing = [HealthCheck.too_slow]
+settings.register_profile(
+    "recsys", deadline=None, suppress_health_check=no_timing, derandomize=True, database=None
+)
+settings.register_profile("search", deadline=None, suppress_health_check=no_timing)
 settings.load_profile("recsys")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and the commands they
