@@ -4,11 +4,13 @@ r"""The MovieLens-1M click tables: DIN beside its baselines, and what the labels
     python -m benchmarks.clicks --data DIR        # ml1m.parquet, ml1m_items, ml1m_users in DIR
     python -m benchmarks.clicks --data DIR --seeds 1 --peer OUT/test_scores.npy …
     python -m benchmarks.clicks --data DIR --seeds 1 --variants
+    python -m benchmarks.clicks --data DIR --alone --set objective.l2=1 --peer OUT/test_scores.npy …
     python -m benchmarks.clicks --show benchmarks/results/*_clicks.json
 
 Two tables, each model on both: the history is the newest 50 earlier positives, or the newest 50
 earlier events with their labels. `--variants` adds what else attention could be on the first table,
-and the same network without any history, which says how much there is to attend to.
+and the same network without any history, which says how much there is to attend to; `--alone` runs
+DIN on the first table and nothing else.
 
 Each seed is one run of `python -m pipelines.train experiment=din_ml1m`; `--notes` lets the command
 be stopped, and go on between runs. Differences are paired on the same users, with 95 % intervals by
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more settings")
     parser.add_argument("--variants", action="store_true", help="of attention, on the first table")
+    parser.add_argument("--alone", action="store_true", help="DIN only, on the first table only")
     parser.add_argument("--peer", nargs="+", type=Path, metavar="FILE", help="a peer's scores")
     parser.add_argument("--notes", type=Path, metavar="FILE", help="of runs done; goes on there")
     arguments = parser.parse_args()
@@ -73,11 +76,12 @@ def main() -> None:
         settings.append(f"data.path={path.resolve()}")
     answers: dict[str, Answers] = {}
     seconds = []
-    for history in HISTORIES:
-        own = [*settings, f"questions.history={history}"]
+    alone = ["evaluation.baselines=false"] if arguments.alone else []
+    for history in HISTORIES[:1] if alone else HISTORIES:
+        own = [*settings, f"questions.history={history}", *alone]
         runs = [once(own, seed, arguments.notes) for seed in arguments.seeds]
         seconds += [run["command_seconds"] for run in runs]
-        answers[history] = gather([run["run_id"] for run in runs])
+        answers[history] = gather([run["run_id"] for run in runs], MODELS[:1] if alone else MODELS)
     for name, changes in VARIANTS.items() if arguments.variants else ():
         own = [*settings, *changes, "evaluation.baselines=false"]
         runs = [once(own, seed, arguments.notes) for seed in arguments.seeds]
@@ -93,7 +97,7 @@ def main() -> None:
         "settings": arguments.set,
         "seeds": arguments.seeds,
         "seconds": seconds,
-        "tables": {history: table(answers[history]) for history in HISTORIES},
+        "tables": {history: table(found) for history, found in answers.items()},
         "differences": differences(answers),
     }
     print(render(report), flush=True)
@@ -161,14 +165,15 @@ def differences(answers: dict[str, Answers]) -> list[dict[str, Any]]:
     """DIN less each other model of its table, and DIN with labels less DIN without."""
     pairs = [
         (f"DIN − {other}, {history}", answers[history]["DIN"], answers[history][other], history)
-        for history in HISTORIES
+        for history in answers
         for other in answers[history]
         if other not in ("user", "label", "DIN")
     ]
-    same = np.array_equal(answers["events"]["user"], answers["positives"]["user"])
-    assert same, "both tables ask the same questions"
-    both = (answers["events"]["DIN"], answers["positives"]["DIN"], "positives")
-    pairs.append(("DIN, events − DIN, positives", *both))
+    if "events" in answers:
+        same = np.array_equal(answers["events"]["user"], answers["positives"]["user"])
+        assert same, "both tables ask the same questions"
+        both = (answers["events"]["DIN"], answers["positives"]["DIN"], "positives")
+        pairs.append(("DIN, events − DIN, positives", *both))
     found = []
     for name, a, b, history in pairs:
         label, user = answers[history]["label"], answers[history]["user"]
