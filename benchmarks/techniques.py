@@ -43,7 +43,7 @@ def without_kept_memory() -> None:
 
 
 def without_few_kernels() -> None:
-    """oneDNN keeps a kernel for each of the latest thousand shapes."""
+    """OneDNN keeps a kernel for each of the latest thousand shapes."""
     from recsys.training import memory
 
     memory.keep_few_kernels = lambda: None
