@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+UNDERFLOW = 1e-37  # probabilities down to here keep their digits
 TOKENS_PER_CHUNK = 1024  # a few MB of logits: the three products and the softmax stay in cache
 
 
@@ -72,10 +73,13 @@ class _FullSoftmax(torch.autograd.Function):
             answers_C1 = targets_T[begin : begin + chunk, None] - 1
             logits_CN = h_CD @ items_ND.T
             p_CN = torch.softmax(logits_CN, 1)
-            # log Σ exp, read off the largest item, whose probability cannot underflow.
-            log_total_C = logits_CN.amax(1).float() - p_CN.amax(1).float().log()
-            answer_logits_C = logits_CN.gather(1, answers_C1).squeeze(1).float()
-            loss += (log_total_C - answer_logits_C).sum(dtype=torch.float64)
+            answers_p_C = p_CN.gather(1, answers_C1).squeeze(1).float()
+            loss_C = -answers_p_C.log()
+            if not answers_p_C.min() > UNDERFLOW:
+                # log Σ exp, read off the largest item, whose probability cannot underflow.
+                log_total_C = logits_CN.amax(1).float() - p_CN.amax(1).float().log()
+                loss_C = log_total_C - logits_CN.gather(1, answers_C1).squeeze(1).float()
+            loss += loss_C.sum(dtype=torch.float64)
             rows_C1 = torch.arange(len(h_CD), device=h_CD.device)[:, None]
             p_CN[rows_C1, answers_C1] -= 1  # scatter_add_ would copy the whole chunk
             torch.mm(p_CN, items_ND, out=grad_hidden_TD[begin : begin + chunk])
