@@ -84,14 +84,20 @@ def compare(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
     for precision in arguments.precisions:
         ours = [sys.executable, "-m", "benchmarks.training", "--ours", name]
         settings = json.dumps(settings_of(name, table, precision))
-        peer = [str(arguments.peer), str(PEERS / "rectools_sasrec.py"), "train"]
-        peer += ["--table", str(table), "--width", str(width), "--max-length", str(max_length)]
-        peer += ["--dropout", "0.2", "--precision", PRECISIONS[precision]]
         players.append(Player(f"ours {precision}", [*ours, settings]))
+        peer = rectools_epochs(name, table, arguments.peer, precision)
         players.append(Player(f"RecTools {precision}", peer))
     print(f"{name}: width {width}, length {max_length}", flush=True)
     measured = sides.play_rounds(players, arguments.rounds)
     return {"name": name, "width": width, "max_length": max_length, "players": measured}
+
+
+def rectools_epochs(name: str, table: Path, python: Path, precision: str) -> list[str]:
+    """Starts RecTools' side, an epoch a round."""
+    _, _, width, max_length = TABLES[name]
+    command = [str(python), str(PEERS / "rectools_sasrec.py"), "train", "--table", str(table)]
+    command += ["--width", str(width), "--max-length", str(max_length), "--dropout", "0.2"]
+    return [*command, "--precision", PRECISIONS[precision]]
 
 
 def canonical(name: str, data: Path | None, folder: Path) -> Path:
