@@ -13,6 +13,7 @@ settings, to `benchmarks/results/`.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -56,14 +57,21 @@ def main() -> None:
         write(report, f"quality_{name}")
 
 
-def train(settings: list[str], seed: int) -> dict[str, Any]:
-    """One run; its result file, with the wall-clock seconds of the whole command added."""
+def train(settings: list[str], seed: int, home: Path | None = None) -> dict[str, Any]:
+    """One run; its result file, with the wall-clock seconds of the whole command added.
+
+    Args:
+        settings: of the command.
+        seed: of the run.
+        home: the project's home folder, for stores, baselines and runs; None: the user's.
+    """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, "-m", "pipelines.train", *settings, f"seed={seed}"]
         print("+", *command[1:], flush=True)
         started = time.perf_counter()
-        done = subprocess.run([*command, f"result={result}"], check=False)
+        env = {**os.environ, **({} if home is None else {"RECSYS_HOME": str(home)})}
+        done = subprocess.run([*command, f"result={result}"], check=False, env=env)
         if done.returncode:
             sys.exit(f"seed {seed} ended with code {done.returncode}")
         table: dict[str, Any] = json.loads(result.read_text())

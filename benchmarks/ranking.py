@@ -7,8 +7,8 @@ r"""Seconds of an exact full ranking with all metrics, against RecTools' top-10 
 Ours is what `pipelines.evaluate` does once the model is loaded: every test user of leave-one-out,
 the exact rank of the answer in the whole catalogue, top-20 lists, all metrics, one row a question.
 RecTools' is `recommend` of a top-10 to the same users from the same histories, which judges
-nothing. Both leave out what a history holds, both models have 2 layers, 1 head and the width and
-length of the recipe; their weights are random, on which the time does not depend.
+nothing. Both leave out what a history holds, both models have 2 layers, 1 head and the sizes
+of `benchmarks.training`; their weights are random, on which the time does not depend.
 
 Both in float32, as our pipelines rank, and both with autocast to bfloat16 around the whole call,
 for models: our scores stay float32 under it. VENV is described in

@@ -130,7 +130,11 @@ def render(
 def said(side: Side) -> str:
     """Median rows a second, or seconds of a round."""
     speed = median(speeds(side))
-    return f"{speed:,.0f} rows/s" if isinstance(side.get("rows"), list) else f"{1 / speed:.3g} s"
+    return (
+        f"{speed:,.0f} rows/s"
+        if isinstance(side.get("rows"), list)
+        else f"{1 / speed:,.{2 if speed > 0.1 else 1}f} s"
+    )
 
 
 def figures(report: dict[str, Any], peer: str) -> list[Figure]:

@@ -196,10 +196,11 @@ def play(name: str, technique: str, steps: int, data: Path | None) -> None:
     low = precision.resolve(config.trainer.precision) == "bf16-mixed"
     optimizer = task.configure_optimizers()["optimizer"]
     task.train()
-    first = True
-    while wait_for_turn(first):
-        first = False
-        batches.load_state_dict({"epoch": 0, "next_batch": 0})
+    played = 0
+    while wait_for_turn(first=played == 0):
+        # Other batches in each round: kernels made for the shapes of the last one are of no use.
+        batches.load_state_dict({"epoch": played, "next_batch": 0})
+        played += 1
         begun = time.perf_counter()
         for step, batch in enumerate(islice(batches, steps)):
             optimizer.zero_grad()

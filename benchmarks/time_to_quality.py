@@ -4,11 +4,12 @@ r"""A whole training run, from the command to the evaluated model, in epochs of 
     python -m benchmarks.time_to_quality --peer VENV/bin/python --data DIR --only ml1m
     python -m benchmarks.time_to_quality --show benchmarks/results/*_time_to_quality.json
 
-Ours is `python -m pipelines.train experiment=RECIPE seed=1` as a user would start it: ingest,
-training, the baselines tuned, everything evaluated and tracked. RecTools' is an epoch of the model
-that `benchmarks.training` describes, before and after each of our runs, in each precision. Prints
-how many of the peer's epochs (of its faster precision, mean of those counted) our run took, what it
-reached on the test questions, and its peak memory; writes all of it to `benchmarks/results/`.
+Ours is `python -m pipelines.train experiment=RECIPE seed=1` from the table of events on, in an
+empty home: ingest, training, the baselines tuned, everything evaluated and tracked. RecTools'
+is an epoch of the model that `benchmarks.training` describes, in each precision: one to warm up,
+which is not counted, and one after each of our runs. Prints how many of the peer's epochs (of its
+faster precision) our run took, what it reached on the test questions, and its peak memory; writes
+all of it to `benchmarks/results/`.
 VENV is described in `peers/requirements-rectools.txt`.
 """
 
@@ -39,7 +40,12 @@ def main() -> None:
     sides.check_peer(arguments, "requirements-rectools.txt")
     with tempfile.TemporaryDirectory() as folder:
         results = [measure(name, arguments, Path(folder)) for name in arguments.only]
-    report = {**circumstances("time_to_quality"), "seed": arguments.seed, "results": results}
+    report = {
+        **circumstances("time_to_quality"),
+        "seeds": [arguments.seed],
+        "rounds": arguments.rounds,
+        "results": results,
+    }
     print(render(report), flush=True)
     write(report, "time_to_quality")
 
@@ -47,19 +53,18 @@ def main() -> None:
 def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Our runs, one less than there are rounds, between the peer's epochs."""
     recipe = TABLES[name][0]
-    settings = [f"experiment={recipe}"]
-    if arguments.data is not None:
-        settings.append(f"data.path={canonical(name, arguments.data, folder).resolve()}")
+    table = canonical(name, arguments.data, folder)
+    settings = [f"experiment={recipe}", f"data.path={table.resolve()}"]
     peers = [
-        Player(p, rectools_epochs(name, canonical(name, arguments.data, folder), arguments.peer, p))
-        for p in arguments.precisions
+        Player(precision, rectools_epochs(name, table, arguments.peer, precision))
+        for precision in arguments.precisions
     ]
     runs = []
     for number in range(arguments.rounds):
+        if number:
+            runs.append(train(settings, arguments.seed, folder / f"{name}-{number}"))
         for peer in peers:
             print(f"RecTools, {peer.name}, an epoch: {peer.play():.1f} s", flush=True)
-        if number + 1 < arguments.rounds:
-            runs.append(train(settings, arguments.seed))
     return {
         "name": name,
         "recipe": recipe,
@@ -72,7 +77,7 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
 
 def epochs_of(result: dict[str, Any]) -> list[float]:
     """Our runs' seconds in epochs of the peer's faster precision."""
-    epoch = min(mean(peer["seconds"]) for peer in result["peers"])
+    epoch = min(mean(peer["seconds"][1:]) for peer in result["peers"])
     return [seconds / epoch for seconds in result["seconds"]]
 
 
@@ -90,7 +95,7 @@ def render(report: dict[str, Any]) -> str:
     """The table as Markdown."""
     hardware = report["hardware"]
     lines = [
-        f"Command to evaluated run, seed {report['seed']}, {hardware['cores']} cores of "
+        f"Command to evaluated run, seed {report['seeds'][0]}, {hardware['cores']} cores of "
         f"{hardware['cpu']}",
         "",
         "| recipe | RecTools epochs | ours | an epoch of RecTools | HR@10 | NDCG@10 | memory |",
@@ -99,7 +104,7 @@ def render(report: dict[str, Any]) -> str:
     for result in report["results"]:
         hit, gain = reached(result)
         epochs = ", ".join(
-            f"{mean(peer['seconds']):.0f} s in {peer['name']}" for peer in result["peers"]
+            f"{mean(peer['seconds'][1:]):.0f} s in {peer['name']}" for peer in result["peers"]
         )
         lines.append(
             f"| {result['recipe']} | {mean(epochs_of(result)):.1f} "

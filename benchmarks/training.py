@@ -42,10 +42,10 @@ PRECISIONS = {"bf16": "bf16-mixed", "32": "32-true"}  # ours: Lightning's
 def main() -> None:
     """Runs, prints, writes; or is one of those that take turns."""
     parser = sides.peer_command_line(__doc__, list(TABLES), list(PRECISIONS))
-    parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--ours", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ours:
-        play(*arguments.ours)
+        play(arguments.ours)
         return
     if show_again(arguments, render):
         return
@@ -82,7 +82,7 @@ def compare(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
     _, _, width, max_length = TABLES[name]
     players = []
     for precision in arguments.precisions:
-        ours = [sys.executable, "-m", "benchmarks.training", "--ours", name]
+        ours = [sys.executable, "-m", "benchmarks.training", "--ours"]
         settings = json.dumps(settings_of(name, table, precision))
         players.append(Player(f"ours {precision}", [*ours, settings]))
         peer = rectools_epochs(name, table, arguments.peer, precision)
@@ -127,34 +127,20 @@ def canonical(name: str, data: Path | None, folder: Path) -> Path:
     return path
 
 
-def play(name: str, settings: str) -> None:
+def play(settings: str) -> None:
     """Our side: everything that `pipelines.train` does in an epoch, but the validation."""
     from pipelines.entry import compose
-    from pipelines.fitting import optimization_of
-    from pipelines.ingest import make_store
-    from pipelines.judging import make_split
+    from pipelines.fitting import task_and_batches
     from pipelines.schemas import NextItemTrainerConfig, TrainConfig
-    from pipelines.train import make_model
-    from recsys.histories.batches import TrainingBatches
-    from recsys.histories.store import open_store
-    from recsys.objectives.full_softmax import full_softmax
+    from pipelines.train import next_item_job, untrained
     from recsys.training.fit import fit
-    from recsys.training.next_item_task import NextItemTask
     from recsys.training.reporting import Silent
 
     config = compose("train", TrainConfig, json.loads(settings))
     trainer = config.trainer
     assert isinstance(trainer, NextItemTrainerConfig)
-    store = open_store(make_store(config.data))
-    split = make_split(config.split, store)
-    batches = TrainingBatches(
-        store, split.training_ends, config.model.max_length, trainer.tokens_per_batch, config.seed
-    )
-    task = NextItemTask(
-        make_model(config.model, store.catalogue_size, config.seed),
-        full_softmax,
-        optimization_of(trainer, len(batches)),
-    )
+    judge = next_item_job(config)
+    task, batches = task_and_batches(config, judge, untrained(config, judge))
     begun = 0.0
 
     def turn(_model: Any) -> dict[str, float]:
@@ -186,6 +172,7 @@ def play(name: str, settings: str) -> None:
             reporter=Silent(),
             progress=False,
             checkpoint_seconds=trainer.checkpoint_seconds,
+            average_weights=trainer.average_weights,
         )
     import torch
 

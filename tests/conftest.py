@@ -14,7 +14,9 @@ no_timing = [HealthCheck.too_slow]
 settings.register_profile(
     "recsys", deadline=None, suppress_health_check=no_timing, derandomize=True, database=None
 )
-settings.register_profile("search", deadline=None, suppress_health_check=no_timing)
+settings.register_profile(
+    "search", deadline=None, suppress_health_check=no_timing, derandomize=False
+)
 settings.load_profile("recsys")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and the commands they

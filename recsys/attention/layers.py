@@ -98,29 +98,30 @@ class AttentionLayer(nn.Module):
         return self._behind_attention(asks_TD, attended_TD)
 
     def newest(
-        self, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor, newest_B: Tensor
+        self, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor, newest_R: Tensor
     ) -> Tensor:
-        """Only the newest event of each history, all that a last layer is asked for: [B, D].
+        """Only the newest event of each history, all that a last layer is asked for: [R, D].
 
         Args:
             x_TD: all packed events.
             batch: whose events they are.
             packed_T: `batch.packed_T`.
-            newest_B: where each history's newest event stands in `x_TD`; any place for an empty
-                one, whose row then means nothing.
+            newest_R: where each history's newest event stands in `x_TD`; any place for an empty
+                one, whose row then means nothing. There may be more rows behind the last history,
+                of no meaning either.
         """
-        x_BD = x_TD[newest_B]
+        x_RD = x_TD[newest_R]
         if self.norm == "input":
-            asks_BD = self.attention_norm(x_BD)
-            attended_BD = self.attention.newest(asks_BD, x_TD, batch, packed_T)
+            asks_RD = self.attention_norm(x_RD)
+            attended_RD = self.attention.newest(asks_RD, x_TD, batch, packed_T)
         elif self.norm == "pre":
             n_TD = self.attention_norm(x_TD)
-            asks_BD = x_BD
-            attended_BD = self.attention.newest(n_TD[newest_B], n_TD, batch, packed_T)
+            asks_RD = x_RD
+            attended_RD = self.attention.newest(n_TD[newest_R], n_TD, batch, packed_T)
         else:
-            asks_BD = x_BD
-            attended_BD = self.attention.newest(x_BD, x_TD, batch, packed_T)
-        return self._behind_attention(asks_BD, attended_BD)
+            asks_RD = x_RD
+            attended_RD = self.attention.newest(x_RD, x_TD, batch, packed_T)
+        return self._behind_attention(asks_RD, attended_RD)
 
     def _behind_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         """Residual paths and feed-forward, each event for itself."""
@@ -173,13 +174,13 @@ class LayerStack(nn.Module):
         return x_TD
 
     def newest(
-        self, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor, newest_B: Tensor
+        self, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor, newest_R: Tensor
     ) -> Tensor:
-        """[T, D] to [B, D], the newest events' rows of `forward`; see `AttentionLayer.newest`."""
+        """[T, D] to [R, D], the newest events' rows of `forward`; see `AttentionLayer.newest`."""
         *others, last = self._applied()
         for layer in others:
             x_TD = layer(x_TD, batch, packed_T)
-        return last.newest(x_TD, batch, packed_T, newest_B)
+        return last.newest(x_TD, batch, packed_T, newest_R)
 
     def _applied(self) -> list[AttentionLayer]:
         groups = len(self.groups)

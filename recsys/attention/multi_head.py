@@ -112,18 +112,19 @@ class MultiHeadSelfAttention(nn.Module):
         return projected
 
     def newest(
-        self, queries_BD: Tensor, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor
+        self, queries_RD: Tensor, x_TD: Tensor, batch: HistoryBatch, packed_T: Tensor
     ) -> Tensor:
         """Attend from the newest event of each history alone: those rows of `forward`.
 
         Args:
-            queries_BD: the newest event of each history as it asks.
+            queries_RD: the newest event of each of the B histories as it asks, and rows of no
+                meaning behind them, if any.
             x_TD: all packed events as they answer.
             batch: whose events they are.
             packed_T: `batch.packed_T`.
 
         Returns:
-            [B, D]; of no meaning where a history is empty.
+            [R, D]; of no meaning where a history is empty, and behind the B-th row.
         """
         B, L = batch.items_BL.shape
         H, D = self.heads, x_TD.shape[1]
@@ -133,10 +134,13 @@ class MultiHeadSelfAttention(nn.Module):
             part.unflatten(-1, (H, -1)).transpose(1, 2)
             for part in kv_BLF.view(B, L, -1).split([D, H * self.value_width], -1)
         )
-        q_BH1E = self.query(queries_BD).view(B, 1, H, -1).transpose(1, 2)
+        q_BH1E = self.query(queries_RD)[:B].view(B, 1, H, -1).transpose(1, 2)
         # The newest event sees every event of its history, whether attention is causal or not.
         mask = masks.valid(batch.valid_BL)
-        out_BH1E = kernels.fused(q_BH1E, k_BHLE, v_BHLE, causal=False, mask=mask)
+        out_BH1E = kernels.fused(
+            q_BH1E, k_BHLE, v_BHLE, causal=False, mask=mask, dropout=self.dropout
+        )
         combined = out_BH1E.mean(1) if self.combine == "average" else out_BH1E.transpose(1, 2)
-        projected: Tensor = self.project(combined.reshape(B, D))
+        out_RD = nn.functional.pad(combined.reshape(B, D), (0, 0, 0, len(queries_RD) - B))
+        projected: Tensor = self.project(out_RD)
         return projected

@@ -48,7 +48,8 @@ def full_softmax(
     dtype = torch.float32
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    loss: Tensor = _FullSoftmax.apply(hidden_TD, table_VD, targets_T, chunk, dtype)
+    with torch.autocast(device, enabled=False):  # the types are chosen, here and once
+        loss: Tensor = _FullSoftmax.apply(hidden_TD, table_VD, targets_T, chunk, dtype)
     return loss
 
 
@@ -75,7 +76,8 @@ class _FullSoftmax(torch.autograd.Function):
             p_CN = torch.softmax(logits_CN, 1)
             answers_p_C = p_CN.gather(1, answers_C1).squeeze(1).float()
             loss_C = -answers_p_C.log()
-            if not answers_p_C.min() > UNDERFLOW:
+            # On a GPU the look alone, which waits for it, would cost more than it can save.
+            if hidden_TD.is_cuda or not answers_p_C.min() > UNDERFLOW:
                 # log Σ exp, read off the largest item, whose probability cannot underflow.
                 log_total_C = logits_CN.amax(1).float() - p_CN.amax(1).float().log()
                 loss_C = log_total_C - logits_CN.gather(1, answers_C1).squeeze(1).float()

@@ -10,6 +10,8 @@ from typing import Any
 # malloc.h of glibc
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+# How many kernels oneDNN keeps, and torch's layer above it; read at the first product.
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 def keep_freed_memory() -> bool:
@@ -40,7 +42,7 @@ def keep_few_kernels() -> None:
 
     To be said before the first such product of the process; variables of the user's own stand.
     """
-    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    for cache in KERNEL_CACHES:
         os.environ.setdefault(cache, "16")
 
 

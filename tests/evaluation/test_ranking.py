@@ -12,6 +12,7 @@ from recsys.evaluation.metrics import hit_rate
 from recsys.evaluation.ranking import ROWS, rank
 from recsys.histories.questions import Questions
 from recsys.histories.store import HistoryStore
+from recsys.models.next_item.sasrec import SASRec
 
 ITEMS = 9
 
@@ -145,6 +146,25 @@ def test_an_encoder_gives_the_same_digits_in_any_batch():
     for batch_size in (1, 7, ROWS, 1000):
         parts = rank(model, store, questions, filter_seen=True, k=10, batch_size=batch_size)
         assert parts.answers.ranks.tolist() == whole.answers.ranks.tolist()
+        np.testing.assert_array_equal(parts.list_scores_NK, whole.list_scores_NK)
+
+
+def test_asking_one_by_one_gives_the_same_digits_of_an_attentive_model():
+    """As far as a product of few rows has the digits of one of many, which is the machine's."""
+    draw = torch.Generator().manual_seed(3)
+    x, table = (torch.randn(rows, 64, generator=draw) for rows in (600, 64))
+    parts = [x[begin : begin + 8] @ table for begin in range(0, 600, 8)]
+    if not torch.equal(torch.cat(parts), x @ table):
+        pytest.skip("8 rows are summed in another order than 600 on this machine")
+    histories = np.random.default_rng(1).integers(1, 41, (25, 12))
+    store = HistoryStore.from_lists(histories.tolist(), items=40)
+    users = np.arange(25)
+    questions = Questions(users, np.full(25, 11), np.full(25, 11), np.full(25, 12))
+    torch.manual_seed(2)
+    model = SASRec(41, max_length=12, width=64, initial_scale=1.0)
+    whole = rank(model, store, questions, filter_seen=True, k=10)
+    for batch_size in (1, 2, 3, 7, 20):
+        parts = rank(model, store, questions, filter_seen=True, k=10, batch_size=batch_size)
         np.testing.assert_array_equal(parts.list_scores_NK, whole.list_scores_NK)
 
 

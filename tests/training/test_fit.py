@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ from recsys.objectives.full_softmax import full_softmax
 from recsys.testing import planted_log
 from recsys.training.callbacks import TrainingDiverged
 from recsys.training.fit import CheckpointError, Fitted, fit
+from recsys.training.memory import KERNEL_CACHES
 from recsys.training.next_item_task import NextItemTask
 from recsys.training.optimizer import Optimization
 from recsys.training.precision import Precision
@@ -237,6 +239,23 @@ def test_low_precision_is_taken_when_asked_for(tmp_path: Path) -> None:
     trial.objective = objective  # type: ignore[method-assign]
     trial.fit(1, precision="bf16")
     assert seen == {(True, torch.float32)}
+
+
+def test_few_kernels_are_asked_for_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cache in KERNEL_CACHES:
+        monkeypatch.delenv(cache, raising=False)
+    trial = Trial(tmp_path)
+    kept: set[str | None] = set()
+
+    def objective(hidden_TD: Tensor, table_VD: Tensor, targets_T: Tensor) -> Tensor:
+        kept.update(os.environ.get(cache) for cache in KERNEL_CACHES)
+        return full_softmax(hidden_TD, table_VD, targets_T)
+
+    trial.objective = objective  # type: ignore[method-assign]
+    trial.fit(1)
+    assert kept == {"16"}
 
 
 def test_a_loss_that_is_no_number_stops_at_once(tmp_path: Path) -> None:

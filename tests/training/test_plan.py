@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from recsys.objectives.clicks import binary_cross_entropy
 from recsys.objectives.full_softmax import full_softmax
 from recsys.testing import planted_clicks, planted_log
 from recsys.training.click_task import ClickTask
+from recsys.training.memory import KERNEL_CACHES
 from recsys.training.next_item_task import NextItemTask
 from recsys.training.optimizer import Optimization
 from recsys.training.plan import expected_memory, first_rows, probe
@@ -58,6 +60,23 @@ def test_looking_changes_nothing(made: Any) -> None:
     assert all(torch.equal(weights[name], value) for name, value in task.state_dict().items())
     probe(task, batches, "32", seconds=0.0)
     assert torch.equal(torch.get_rng_state(), generator) and batches.state_dict() == place
+
+
+def test_few_kernels_are_asked_for_before_the_step_that_is_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cache in KERNEL_CACHES:
+        monkeypatch.delenv(cache, raising=False)
+    task, batches = next_item()
+    kept: list[str | None] = []
+
+    def step(batch: Any, number: int) -> torch.Tensor:
+        kept.extend(os.environ.get(cache) for cache in KERNEL_CACHES)
+        return NextItemTask.training_step(task, batch, number)
+
+    task.training_step = step  # type: ignore[method-assign]
+    expected_memory(task, batches.largest(), "32", 0.0)
+    assert kept == ["16", "16"]
 
 
 @pytest.mark.parametrize(("made", "sizes"), [(next_item, (1500, 6000)), (clicks, (150, 600))])

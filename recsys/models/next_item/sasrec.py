@@ -32,6 +32,9 @@ from recsys.attention.multi_head import Heads
 from recsys.attention.positions import CountFrom, LearnedPositions
 from recsys.batch import HistoryBatch
 
+# A product of fewer rows is summed in another order: a score would depend on who is asked together.
+FEWEST_ROWS = 8
+
 
 class SASRec(nn.Module):
     """Self-attentive next-item model.
@@ -154,8 +157,9 @@ class SASRec(nn.Module):
             return x_TD.new_zeros(len(batch.lengths_B), x_TD.shape[1], dtype=torch.float32)
         # The last layer works on the newest events alone: nobody asks for the others.
         newest_B = (batch.lengths_B.cumsum(0) - 1).clamp(min=0)
-        x_BD = self.layers.newest(x_TD, batch, packed_T, newest_B)
-        hidden_BD = self.final_norm(x_BD).float()
+        newest_R = nn.functional.pad(newest_B, (0, max(0, FEWEST_ROWS - len(newest_B))))
+        x_RD = self.layers.newest(x_TD, batch, packed_T, newest_R)
+        hidden_BD = self.final_norm(x_RD[: len(newest_B)]).float()
         return torch.where((batch.lengths_B > 0)[:, None], hidden_BD, 0.0)
 
     def item_table(self) -> Tensor:
