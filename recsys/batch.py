@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,15 @@ class HistoryBatch:
     def packed_T(self) -> Tensor:
         """Flat positions (row · L + column) of the T valid events, row by row."""
         return self.valid_BL.flatten().nonzero().squeeze(1)
+
+    def with_others(self, count: int) -> HistoryBatch:
+        """The same histories, and behind them so many of one event each, of item 1."""
+        added = (0, 0, 0, count)
+        items_BL = nn.functional.pad(self.items_BL, added)
+        items_BL[len(self.lengths_B) :, 0] = 1
+        lengths_B = nn.functional.pad(self.lengths_B, (0, count), value=1)
+        times = None if self.times_BL is None else nn.functional.pad(self.times_BL, added)
+        return HistoryBatch(items_BL, lengths_B, times)
 
     def to(self, device: torch.device | str) -> HistoryBatch:
         """The same batch on another device."""

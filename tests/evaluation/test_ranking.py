@@ -156,10 +156,11 @@ def test_asking_one_by_one_gives_the_same_digits_of_an_attentive_model():
     parts = [x[begin : begin + 8] @ table for begin in range(0, 600, 8)]
     if not torch.equal(torch.cat(parts), x @ table):
         pytest.skip("8 rows are summed in another order than 600 on this machine")
-    histories = np.random.default_rng(1).integers(1, 41, (25, 12))
-    store = HistoryStore.from_lists(histories.tolist(), items=40)
-    users = np.arange(25)
-    questions = Questions(users, np.full(25, 11), np.full(25, 11), np.full(25, 12))
+    events = np.random.default_rng(1).integers(1, 41, (36, 12))
+    lengths = np.arange(36) % 12 + 1
+    histories = [row[:length].tolist() for row, length in zip(events, lengths, strict=True)]
+    store = HistoryStore.from_lists(histories, items=40)
+    questions = Questions(np.arange(36), lengths - 1, lengths - 1, lengths)
     torch.manual_seed(2)
     model = SASRec(41, max_length=12, width=64, initial_scale=1.0)
     whole = rank(model, store, questions, filter_seen=True, k=10)

@@ -152,6 +152,8 @@ class SASRec(nn.Module):
         An empty history gives zeros: every item scores 0.
         """
         packed_T = batch.packed_T
+        if 0 < len(packed_T) < FEWEST_ROWS:
+            return self.encode(batch.with_others(FEWEST_ROWS))[:-FEWEST_ROWS]
         x_TD = self._embedded(batch, packed_T)
         if len(x_TD) == 0:
             return x_TD.new_zeros(len(batch.lengths_B), x_TD.shape[1], dtype=torch.float32)
