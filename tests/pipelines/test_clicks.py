@@ -222,7 +222,9 @@ def test_positives_only_get_sampled_negatives(here: Here) -> None:
     assert 0 <= metrics["test/clicks-uniform2/request_ndcg_5"] <= 1
 
 
-def test_impressions_are_asked_where_the_data_has_them(here: Here) -> None:
+def test_impressions_are_asked_where_the_data_has_them(
+    here: Here, capsys: pytest.CaptureFixture[str]
+) -> None:
     events = write_log(here.folder / "log.parquet", users=12)
     shown = events.with_columns(
         ts=pl.col("ts") + 1800, request=pl.col("ts") // 7200, clicked="clicked"
@@ -245,10 +247,19 @@ def test_impressions_are_asked_where_the_data_has_them(here: Here) -> None:
     ):
         with pytest.raises(ValueError, match=f"{unused[-1]} says nothing about impressions"):
             here.train(*settings, *unused)
-    metrics = here.train(*settings)
+    metrics = here.train(*settings, "trainer.monitor=request_ndcg_5")
+    assert "val/clicks-impressions/request_ndcg_5" in capsys.readouterr().out
     assert {"test/clicks-impressions/auc", "test/clicks-impressions/request_mrr_10"} <= (
         metrics.keys()
     )
+
+
+def test_a_ranker_is_asked_what_comes_after_a_cut_in_time(here: Here) -> None:
+    frame = write_log(here.folder / "log.parquet", users=12)
+    metrics = here.train(*SMALL, "split=time", "split.target=all")
+    after = frame.filter(pl.col("ts") >= frame["ts"].sort()[int(0.9 * len(frame))])
+    assert metrics["test/clicks-time-all/questions"] == len(after) == 24
+    assert 0 <= metrics["test/clicks-time-all/auc"] <= 1
 
 
 def test_labels_as_behaviour_and_stopping_on_a_loss(
