@@ -38,7 +38,9 @@ def keep_few_kernels() -> None:
     It makes one for each shape that it meets and keeps the latest, .3 MB each, and so does torch's
     layer above it. A step meets about 20 shapes, and the next step others: the old ones are of no
     use, and they lie between the blocks that steps free. On MovieLens-1M (width 128, whole
-    histories) a training held 2.8 GB with them after two epochs, and .9 GB without.
+    histories) a training held 2.8 GB with them after two epochs, and .9 GB without, and an epoch
+    took no longer. A small log pays: the few shapes of MovieLens-100K do come again, and without
+    their kernels a step takes a quarter longer.
 
     To be said before the first such product of the process; variables of the user's own stand.
     """
