@@ -149,8 +149,19 @@ def test_an_encoder_gives_the_same_digits_in_any_batch():
         np.testing.assert_array_equal(parts.list_scores_NK, whole.list_scores_NK)
 
 
-def test_asking_one_by_one_gives_the_same_digits_of_an_attentive_model():
-    """As far as a product of few rows has the digits of one of many, which is the machine's."""
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_asking_one_by_one_gives_the_same_digits_of_an_attentive_model(one_thread):
+    """As far as a product of few rows has the digits of one of many, which is the machine's.
+
+    On one thread: several share a product by its size, and sum it in another order.
+    """
     draw = torch.Generator().manual_seed(3)
     x, table = (torch.randn(rows, 64, generator=draw) for rows in (600, 64))
     parts = [x[begin : begin + 8] @ table for begin in range(0, 600, 8)]

@@ -32,7 +32,8 @@ from recsys.attention.multi_head import Heads
 from recsys.attention.positions import CountFrom, LearnedPositions
 from recsys.batch import HistoryBatch
 
-# A product of fewer rows is summed in another order: a score would depend on who is asked together.
+# A product of fewer rows is summed in another order, even by one thread: the last bits of a score
+# would depend on who is asked together.
 FEWEST_ROWS = 8
 
 
