@@ -10,10 +10,9 @@ RecTools' is `recommend` of a top-10 to the same users from the same histories, 
 nothing. Both leave out what a history holds, both models have 2 layers, 1 head and the sizes
 of `benchmarks.training`; their weights are random, on which the time does not depend.
 
-Both in float32, as our pipelines rank, and both with autocast to bfloat16 around the whole call,
-for models: our scores stay float32 under it. VENV is described in
-`peers/requirements-rectools.txt`. A round is one call of each of the four, one after the other; the
-first is not counted. Prints the ratio of the medians, and writes everything to
+Both in float32, as our pipelines rank; under autocast to bfloat16 RecTools' `recommend` fails. VENV
+is described in `peers/requirements-rectools.txt`. A round is one call of each, one after the other;
+the first is not counted. Prints the ratio of the medians, and writes everything to
 `benchmarks/results/`.
 """
 
@@ -37,7 +36,7 @@ from benchmarks.turns import Player, report_end, report_seconds, wait_for_turn
 
 def main() -> None:
     """Runs, prints, writes; or is one of those that take turns."""
-    parser = sides.peer_command_line(__doc__, list(TABLES), list(PRECISIONS))
+    parser = sides.peer_command_line(__doc__, list(TABLES), ["32"])
     parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ours:
