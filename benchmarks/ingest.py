@@ -11,12 +11,14 @@ found there again (20 million rows: 0.9 GB as CSV).
 - ours: the ingest itself, as `python -m pipelines.ingest` runs it: digest of the source, checks,
   5-core, numbers for ids in ascending order, stable sort into histories, report, store on disk;
 - pandas: read, iterated 5-core, factorize, stable sort, arrays on disk;
-- RecTools: read with pandas, then `Dataset.construct`: no core, no sort, nothing on disk.
+- RecTools: read with pandas, the same 5-core, then `Dataset.construct`: no sort, nothing on disk;
+- construct alone: the same without the core, which leaves every row in: less work, shown for what
+  the library itself takes.
 
 Each runs in a process of its own, one after the other, the order reversed every other round.
 Seconds are of the work without the imports; memory is the peak of the whole process. pandas and
 RecTools live in VENV (`peers/requirements-rectools.txt`). Prints the ratios against the better of
-the two, and writes everything to `benchmarks/results/`.
+pandas and RecTools, and writes everything to `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,11 @@ from benchmarks.record import circumstances, command_line, show_again, write
 
 CORE = 5
 FORMATS = ("csv", "parquet")
-PEERS = {"pandas": "pandas_ingest.py", "RecTools": "rectools_ingest.py"}
+PEERS = {
+    "pandas": "pandas_ingest.py",
+    "RecTools": "rectools_ingest.py",
+    "construct alone": "rectools_ingest.py",
+}
 _CHUNK = 1_000_000
 _USER_LETTERS, _ITEM_LETTERS = 13, 9
 _FIRST_TIME, _LAST_TIME = 1_500_000_000, 1_560_000_000  # July 2017 to June 2019
@@ -185,7 +191,8 @@ def compare(form: str, log: Path, arguments: argparse.Namespace, folder: Path) -
                     command = [sys.executable, "-m", "benchmarks.ingest", "--ours", str(log), aside]
                 else:
                     peer = Path(__file__).parent / "peers" / PEERS[name]
-                    command = [str(arguments.peer), str(peer), str(log), aside]
+                    target = "construct" if name == "construct alone" else aside
+                    command = [str(arguments.peer), str(peer), str(log), target]
                 found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             result = json.loads(found.stdout.splitlines()[-1])
             measured[name].append(result)
@@ -195,9 +202,9 @@ def compare(form: str, log: Path, arguments: argparse.Namespace, folder: Path) -
                 flush=True,
             )
     if arguments.peer:
-        counts = [measured[name][0]["counts"] for name in ("ours", "pandas")]
-        if counts[0] != counts[1]:
-            sys.exit(f"ours and pandas differ: {counts[0]} and {counts[1]}")
+        counts = {name: measured[name][0]["counts"] for name in ("ours", "pandas", "RecTools")}
+        if any(found != counts["ours"] for found in counts.values()):
+            sys.exit(f"what is left differs: {counts}")
     return {"format": form, "bytes": log.stat().st_size, "measured": measured}
 
 
@@ -250,7 +257,8 @@ def render(report: dict[str, Any]) -> str:
         memory = {n: max(m["peak_memory_gb"] for m in r) for n, r in result["measured"].items()}
         cells = [result["format"]]
         if others:
-            cells.append(f"{min(seconds[name] for name in others) / seconds['ours']:.1f}×")
+            better = min(seconds[name] for name in others if name != "construct alone")
+            cells.append(f"{better / seconds['ours']:.1f}×")
         cells.append(f"{report['rows'] / seconds['ours']:,.0f}")
         for name in first:
             cells += [f"{seconds[name]:.1f} s", f"{memory[name]:.2f} GB"]
