@@ -34,6 +34,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.figures import Figure, of_rounds
 from benchmarks.record import circumstances, command_line, show_again, write
 
 CORE = 5
@@ -264,6 +265,25 @@ def render(report: dict[str, Any]) -> str:
             cells += [f"{seconds[name]:.1f} s", f"{memory[name]:.2f} GB"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def figures(report: dict[str, Any]) -> list[Figure]:
+    """Ratios to the better of those that do the whole job, seconds and memory."""
+    found = []
+    for result in report["results"]:
+        form, measured = result["format"], result["measured"]
+        seconds = {name: [m["seconds"] for m in rounds] for name, rounds in measured.items()}
+        others = [name for name in seconds if name not in ("ours", "construct alone")]
+        if others:
+            better = min(others, key=lambda name: median(seconds[name]))
+            ratios = [
+                theirs / own for theirs, own in zip(seconds[better], seconds["ours"], strict=True)
+            ]
+            found.append(of_rounds(f"{form}: ratio", ratios, "higher"))
+        memory = [m["peak_memory_gb"] for m in measured["ours"]]
+        found.append(of_rounds(f"{form}: ours, s", seconds["ours"], "lower"))
+        found.append(of_rounds(f"{form}: ours, GB", memory, "lower"))
+    return found
 
 
 if __name__ == "__main__":
