@@ -111,7 +111,6 @@ TECHNIQUES: dict[str, dict[str, Callable[[], None]]] = {
         "activation unit folded": without_folded_unit,
         "Dice in portions of the cache": without_portions,
         "freed memory kept": without_kept_memory,
-        "few kernels kept": without_few_kernels,
     },
 }
 
@@ -192,7 +191,8 @@ def play(name: str, technique: str, steps: int, data: Path | None) -> None:
     task: Any
     task, batches = task_and_batches(config, judge, model)
     memory.keep_freed_memory()
-    memory.keep_few_kernels()
+    if isinstance(config.model, SASRecConfig):
+        memory.keep_few_kernels()
     low = precision.resolve(config.trainer.precision) == "bf16-mixed"
     optimizer = task.configure_optimizers()["optimizer"]
     task.train()

@@ -100,7 +100,8 @@ def fit(
         TrainingDiverged: the loss is not finite.
     """
     keep_freed_memory()
-    keep_few_kernels()
+    if isinstance(task, NextItemTask):
+        keep_few_kernels()
     averaged = AverageWeights(average_weights) if average_weights else None
     choose = ChooseOnValidation(
         validate, monitor, smaller_is_better, patience, validate_every, reporter, say, averaged

@@ -40,7 +40,8 @@ def keep_few_kernels() -> None:
     use, and they lie between the blocks that steps free. On MovieLens-1M (width 128, whole
     histories) a training held 2.8 GB with them after two epochs, and .9 GB without, and an epoch
     took no longer. A small log pays: the few shapes of MovieLens-100K do come again, and without
-    their kernels a step takes a quarter longer.
+    their kernels a step takes a quarter longer. So do a ranker's, whose batches have one number of
+    rows: it keeps them all, for a sixth of a step's time and no memory (DIN on MovieLens-1M).
 
     To be said before the first such product of the process; variables of the user's own stand.
     """

@@ -75,7 +75,8 @@ def expected_memory(
     inputs, _ = largest
     rows = len(inputs.lengths_B)
     few, labels = first_rows(largest, SAMPLE_ROWS)
-    keep_few_kernels()  # what follows may be the first products of the process
+    if isinstance(task, NextItemTask):
+        keep_few_kernels()  # what follows may be the first products of the process
     kept = _kept_for_backward(task, (few, labels), precision)
     logits = 0
     if getattr(task, "objective", None) is full_softmax:

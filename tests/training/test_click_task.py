@@ -75,6 +75,16 @@ def train(
     return fitted, model.state_dict()
 
 
+def test_a_ranker_keeps_its_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of one number of rows: their shapes come again."""
+
+    def forbidden() -> None:
+        raise AssertionError("few kernels are for next-item models")
+
+    monkeypatch.setattr("recsys.training.fit.keep_few_kernels", forbidden)
+    train(tmp_path / "last.ckpt")
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     whole, weights = train(tmp_path / "whole.ckpt")
     for kill_at in (4, 8, 11):
