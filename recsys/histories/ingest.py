@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -45,6 +46,7 @@ from recsys.logs.files import disk_errors, name_aside, remember_digests, source_
 from recsys.logs.numbering import IdNumbers
 from recsys.logs.readers import CARRIED, Log, find_files, open_log, reading
 from recsys.logs.schema import Columns
+from recsys.logs.threads import side_by_side
 
 __all__ = ["Extras", "fingerprint_of", "ingest", "read_report", "render_report"]
 
@@ -445,8 +447,11 @@ class Read:
         """Give the ids of a role other numbers: uint32, by those they have."""
         before = self.events[role].to_numpy()
         after = np.empty(len(before), dtype=np.uint32)
-        for block in blocks(len(before)):
+
+        def fill(block: slice) -> None:
             after[block] = numbers.take(before[block])
+
+        side_by_side(fill, blocks(len(before)))
         self.events = self.events.with_columns(pl.Series(role, after))
 
 
@@ -493,13 +498,15 @@ def _numbered(events: pl.LazyFrame) -> tuple[Read, bool]:
     numbers = {role: IdNumbers(schema[role]) for role in ("user", "item")}
     columns = {name: _Column(name, dtype) for name, dtype in schema.items() if name != "reason"}
     bad = False
-    for batch in _batches(events):
-        usable = batch
-        if batch["reason"].max():
-            bad, usable = True, batch.filter(reason=0)
-        for name, column in columns.items():
-            known = numbers.get(name)
-            column.add(usable[name] if known is None else pl.Series(known.of(usable[name])))
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        for batch in _batches(events):
+            usable = batch
+            if batch["reason"].max():
+                bad, usable = True, batch.filter(reason=0)
+            # Users and items have numbers of their own: each in a thread.
+            found = {role: pool.submit(known.of, usable[role]) for role, known in numbers.items()}
+            for name, column in columns.items():
+                column.add(pl.Series(found[name].result()) if name in found else usable[name])
     frame = pl.DataFrame([column.take() for column in columns.values()])
     return Read(frame, {role: known.raw_ids for role, known in numbers.items()}), bad
 

@@ -13,6 +13,7 @@ import numpy as np
 from recsys.histories.attributes import Attribute
 from recsys.histories.store import NO_TIME, HistoryStore, StoreError
 from recsys.logs.cleaning import Removal, consecutive_repeats, count_ids
+from recsys.logs.threads import side_by_side
 
 _QUANTILES = {
     "min": 0.0,
@@ -57,11 +58,15 @@ def build_report(
         of the same user with the same time, `repeats` the share of events whose user had the item
         before, `consecutive_repeats` those that had it just before.
     """
-    pairs = consecutive = 0
-    for user, events in _users_by_blocks(store):
+
+    def look(block: tuple[np.ndarray, slice]) -> tuple[int, int]:
+        user, events = block
         items = store.items[events]
-        pairs += _distinct(user * np.int64(store.catalogue_size) + items)
-        consecutive += int(np.count_nonzero(consecutive_repeats(user, items)))
+        pairs = _distinct(user * np.int64(store.catalogue_size) + items)
+        return pairs, int(np.count_nonzero(consecutive_repeats(user, items)))
+
+    found = side_by_side(look, _users_by_blocks(store))
+    pairs, consecutive = (sum(part) for part in zip(*found, strict=True))
     return {
         "name": name,
         "fingerprint": fingerprint,

@@ -21,6 +21,7 @@ from recsys.histories.impressions import Impressions
 from recsys.histories.vocabulary import Vocabulary
 from recsys.logs.cleaning import count_ids
 from recsys.logs.files import disk_errors, name_aside, sha256_of, sync, write_text
+from recsys.logs.threads import side_by_side
 
 NO_TIME = np.iinfo(np.int64).min
 
@@ -176,10 +177,8 @@ def write_store(
             .to_frame()
             .with_columns(count=pl.Series(count_ids(store.items, store.catalogue_size)[1:]))
         )
-        for stem in _ARRAYS:
-            array = getattr(store, stem)
-            if array is not None:
-                _write_array(aside / f"{stem}.npy", array)
+        arrays = {stem: array for stem in _ARRAYS if (array := getattr(store, stem)) is not None}
+        side_by_side(lambda stem: _write_array(aside / f"{stem}.npy", arrays[stem]), arrays)
         _write_parquet(
             aside / "users.parquet", store.user_vocabulary.raw_ids.rename("user").to_frame()
         )
@@ -198,6 +197,8 @@ def write_store(
         for file_name, source in (extra_files or {}).items():
             shutil.move(source, aside / file_name)
         write_text(aside / "report.json", json.dumps(report, indent=1))
+        files = [file for file in sorted(aside.rglob("*")) if file.is_file()]
+        digests = dict(zip(files, side_by_side(sha256_of, files), strict=True))
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -214,10 +215,9 @@ def write_store(
             "files": {
                 file.relative_to(aside).as_posix(): {
                     "bytes": file.stat().st_size,
-                    "sha256": sha256_of(file),
+                    "sha256": sha256,
                 }
-                for file in sorted(aside.rglob("*"))
-                if file.is_file()
+                for file, sha256 in digests.items()
             },
             "item_vocabulary": store.item_vocabulary.fingerprint,
             "user_vocabulary": store.user_vocabulary.fingerprint,
@@ -403,8 +403,7 @@ def _written_aside(folder: Path) -> Iterator[Path]:
     try:
         aside.mkdir()
         yield aside
-        for file in aside.rglob("*"):
-            sync(file)
+        side_by_side(sync, aside.rglob("*"))
         sync(aside)
         if folder.exists():
             old = folder.replace(name_aside(folder))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ import polars as pl
 
 from recsys.logs.errors import LogError
 from recsys.logs.schema import TimeUnit, parse_moment
+from recsys.logs.threads import side_by_side
 
 _BLOCK = 1 << 18  # rows
 _ROW_BITS = np.uint64(32)  # Polars counts rows in so many, too
@@ -184,14 +186,18 @@ def _in_core(user: np.ndarray, item: np.ndarray, user_core: int, item_core: int)
     stays = np.ones(len(user), dtype=bool)
     cores = ((user, user_core), (item, item_core))
     counts = [count_ids(ids, int(ids.max(initial=0)) + 1) for ids, _ in cores]
+
+    def leaving(short: list[np.ndarray], block: slice) -> np.ndarray:
+        gone: np.ndarray = short[0].take(user[block]) | short[1].take(item[block])
+        return gone & stays[block]
+
     while True:
         # Who has too few goes, and is counted down: a round costs what it removes, and one look.
         short = [(n > 0) & (n < core) for n, (_, core) in zip(counts, cores, strict=True)]
         if not any(flags.any() for flags in short):
             return stays
-        for block in blocks(len(user)):
-            gone = short[0].take(user[block]) | short[1].take(item[block])
-            gone &= stays[block]
+        parts = list(blocks(len(user)))
+        for block, gone in zip(parts, side_by_side(partial(leaving, short), parts), strict=True):
             stays[block] ^= gone
             for count, (ids, _) in zip(counts, cores, strict=True):
                 np.subtract.at(count, ids[block][gone], 1)
@@ -212,9 +218,12 @@ def histories_order(events: pl.DataFrame, stays: np.ndarray | None = None) -> np
     keys = key.cast(pl.Float64 if key.dtype.is_float() else pl.Int64).rechunk().to_numpy()
     by_user = _by_user(events["user"], stays)
     order = np.empty(len(by_user), dtype=np.uint32)
-    for block in _blocks_of_users(by_user):
+
+    def fill(block: slice) -> None:
         users, rows = by_user[block] >> _ROW_BITS, by_user[block].astype(np.uint32)
         order[block] = rows[_stable_order(users - users[0], keys.take(rows))]
+
+    side_by_side(fill, _blocks_of_users(by_user))
     return order
 
 
@@ -314,16 +323,22 @@ def _rows(events: pl.DataFrame, positions: np.ndarray) -> pl.DataFrame:
     for name in events.columns:
         column = events.drop_in_place(name)
         if column.null_count() == 0 and column.dtype.is_numeric():
-            values = column.to_numpy()
-            found = np.empty(len(positions), dtype=values.dtype)
-            for block in blocks(len(positions)):
-                found[block] = values.take(positions[block])
-            columns.append(pl.Series(name, found))
-            del values
+            columns.append(pl.Series(name, _taken(column.to_numpy(), positions)))
         else:
             columns.append(column.gather(pl.Series(positions)))
         del column
     return pl.DataFrame(columns)
+
+
+def _taken(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """`values[positions]`."""
+    found = np.empty(len(positions), dtype=values.dtype)
+
+    def fill(block: slice) -> None:
+        found[block] = values.take(positions[block])
+
+    side_by_side(fill, blocks(len(positions)))
+    return found
 
 
 def _repeats_and_core(
