@@ -248,16 +248,18 @@ def _by_user(user: pl.Series, stays: np.ndarray | None) -> np.ndarray:
     A sort of numbers that hold the row is stable, however it goes about it.
     """
     numbers = user.cast(pl.UInt32).rechunk().to_numpy()
-    kept = len(numbers) if stays is None else int(np.count_nonzero(stays))
-    packed = np.empty(kept, dtype=np.uint64)
-    end = 0
-    for block in blocks(len(numbers)):
+    parts = list(blocks(len(numbers)))
+    kept = [p.stop - p.start if stays is None else np.count_nonzero(stays[p]) for p in parts]
+    ends = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
+    packed = np.empty(ends[-1], dtype=np.uint64)
+
+    def fill(place: int) -> None:
+        block = parts[place]
         part = numbers[block].astype(np.uint64) << _ROW_BITS
         part |= np.arange(block.start, block.stop, dtype=np.uint64)
-        if stays is not None:
-            part = part[stays[block]]
-        packed[end : end + len(part)] = part
-        end += len(part)
+        packed[ends[place] : ends[place + 1]] = part if stays is None else part[stays[block]]
+
+    side_by_side(fill, range(len(parts)))
     packed.sort()
     return packed
 
