@@ -223,8 +223,10 @@ def ours(log: Path, folder: Path) -> dict[str, Any]:
     from recsys.histories.ingest import ingest, read_report
     from recsys.logs.cleaning import Cleaning
     from recsys.logs.schema import Columns
+    from recsys.training.memory import keep_freed_memory
 
     columns = Columns("user_id", "item_id", "timestamp", rating="rating")
+    keep_freed_memory()  # as the command does
     begun = time.perf_counter()
     store = ingest(str(log), columns, Cleaning(user_core=CORE, item_core=CORE), folder)
     seconds = time.perf_counter() - begun

@@ -180,9 +180,11 @@ def _beside(path: str, what: str) -> str | None:
 def run(config: IngestConfig) -> None:
     """Make the store, print its report and write the result."""
     from recsys.histories.ingest_report import read_report, render_report
+    from recsys.training.memory import keep_freed_memory
 
     started = time.perf_counter()
     check_result_path(config.result)
+    keep_freed_memory()
     folder = make_store(config.data)
     report = read_report(folder)
     print(render_report(report))
