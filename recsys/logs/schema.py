@@ -364,6 +364,20 @@ def reason(
     return result
 
 
+def blank_to_null(text: pl.Series) -> pl.Series:
+    """Text with null in place of what is empty or holds nothing but space, of any alphabet.
+
+    >>> blank_to_null(pl.Series(["a", "", " \u2003", None, " b"])).to_list()
+    ['a', None, None, None, ' b']
+    """
+    low, high = text.min(), text.max()
+    # Most logs: all ids begin with a visible letter of ASCII, so none need be looked at.
+    if isinstance(low, str) and isinstance(high, str) and low >= "!" and high < "\x7f":
+        return text
+    given = pl.col(text.name).str.strip_chars() != ""
+    return text.to_frame().select(pl.when(given).then(pl.col(text.name))).to_series()
+
+
 def _missing(name: str, dtype: pl.DataType) -> pl.Expr:
     column = pl.col(name)
     if kind_of(dtype) == "text":
@@ -377,8 +391,9 @@ def _id(name: str, dtype: pl.DataType) -> pl.Expr:
     column = pl.col(name)
     kind = kind_of(dtype)
     if kind in ("text", "long whole numbers"):
-        text = column.cast(pl.String)
-        return pl.when(text.str.strip_chars() != "").then(text)
+        return column.cast(pl.String).map_batches(
+            blank_to_null, return_dtype=pl.String, is_elementwise=True
+        )
     if kind == "numbers":  # what pandas makes of whole numbers with gaps
         number = column.cast(pl.Float64)
         whole = (number == number.round()) & (number.abs() <= 2**53)

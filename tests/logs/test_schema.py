@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from recsys.logs.errors import LogError, nearest
 from recsys.logs.schema import (
     Columns,
+    blank_to_null,
     guess_unit,
     numbers_to_micros,
     parse_moment,
@@ -183,3 +184,19 @@ def test_a_time_is_read_alike_alone_and_among_others(numbers, unit, guessed, as_
     alone = [numbers_to_micros(pl.Series([n]), unit, guessed)[0] for n in numbers]
     assert numbers_to_micros(pl.Series(numbers), unit, guessed).to_list() == alone
     assert together.to_list() == alone
+
+
+@given(
+    st.lists(
+        st.text("ab!\x7f \t\n\x0b\x1f\x85\u00a0\u2003\u3000\U0001f600", max_size=3), max_size=5
+    )
+)
+@settings(deadline=None)
+def test_blank_ids_are_missing_whatever_stands_beside_them(texts):
+    """The look at the least and the greatest id misses no space, of whatever alphabet."""
+    column = pl.Series("id", [*texts, None], dtype=pl.String)
+    blank = column.str.strip_chars() == ""
+    expected = [None if empty else text for text, empty in zip(column, blank, strict=True)]
+    assert blank_to_null(column).to_list() == expected
+    for text, wanted in zip(texts, expected, strict=False):
+        assert blank_to_null(pl.Series("id", [text])).to_list() == [wanted]
