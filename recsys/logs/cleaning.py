@@ -111,7 +111,7 @@ def clean(events: pl.DataFrame, cleaning: Cleaning) -> tuple[pl.DataFrame, list[
         LogError: a setting needs a column that was not named; nothing is left.
     """
     check_needs(events.columns, cleaning)
-    events = events.clone()  # of the caller's frame nothing is taken away; see `_rows`
+    events = events.clone()  # of the caller's frame nothing is taken away; see `histories`
     before = len(events)
     steps: list[Removal] = []
 
@@ -133,7 +133,7 @@ def clean(events: pl.DataFrame, cleaning: Cleaning) -> tuple[pl.DataFrame, list[
         events = record("outside the time range", events.filter(inside))
     in_order = cleaning.deduplicate in ("first", "last") or cleaning.drop_consecutive_repeats
     if in_order:
-        events = _rows(events, histories_order(events))
+        events = into_histories(events)
     if cleaning.deduplicate in ("first", "last"):
         keep: Literal["first", "last"] = "first" if cleaning.deduplicate == "first" else "last"
         kept = events.unique(["user", "item"], keep=keep, maintain_order=True)
@@ -145,10 +145,9 @@ def clean(events: pl.DataFrame, cleaning: Cleaning) -> tuple[pl.DataFrame, list[
         events = record("label 0 or missing", events.filter(pl.col("label") == 1))
     stays = _repeats_and_core(events, cleaning, steps)
     if not in_order:
-        events = _rows(events, histories_order(events, stays))
+        events = into_histories(events, stays)
     elif stays is not None:
         events = events.filter(pl.Series(stays))
-    events = events.drop("order", strict=False)
     if len(events) == 0:
         removed = "; ".join(f"{step.step}: {step.rows:,}" for step in steps if step.rows)
         raise LogError(
@@ -203,28 +202,32 @@ def _in_core(user: np.ndarray, item: np.ndarray, user_core: int, item_core: int)
                 np.subtract.at(count, ids[block][gone], 1)
 
 
-def histories_order(events: pl.DataFrame, stays: np.ndarray | None = None) -> np.ndarray:
-    """Where the events stand by user, then `order` (or `time`), then as they came.
+def into_histories(events: pl.DataFrame, stays: np.ndarray | None = None) -> pl.DataFrame:
+    """Events by user, then `order` (or `time`), then as they came.
 
     Args:
-        events: columns `user` (whole numbers from 0), and `order` or `time` without nulls.
+        events: columns `user` (whole numbers from 0), and `order` or `time` without nulls. Each
+            column is taken out of it, and gone once read.
         stays: bool [events]: the events that are wanted; None: all.
 
     Returns:
-        uint32 [wanted events]: positions in `events`.
+        The wanted events, without the column `order`.
     """
-    key = events["order" if "order" in events.columns else "time"]
-    assert key.null_count() == 0
-    keys = key.cast(pl.Float64 if key.dtype.is_float() else pl.Int64).rechunk().to_numpy()
-    by_user = _by_user(events["user"], stays)
-    order = np.empty(len(by_user), dtype=np.uint32)
-
-    def fill(block: slice) -> None:
-        users, rows = by_user[block] >> _ROW_BITS, by_user[block].astype(np.uint32)
-        order[block] = rows[_stable_order(users - users[0], keys.take(rows))]
-
-    side_by_side(fill, _blocks_of_users(by_user))
-    return order
+    key_name = "order" if "order" in events.columns else "time"
+    assert events[key_name].null_count() == 0
+    positions, users, keys = _sorted(events["user"], events[key_name], stays)
+    # What the sort had in its hands is not looked up a second time.
+    known = {"user": users, key_name: keys}
+    del users, keys
+    columns = []
+    for name in events.columns:
+        column = events.drop_in_place(name)
+        if name in known:
+            columns.append(pl.Series(name, known.pop(name)).cast(column.dtype))
+        else:
+            columns.append(_taken(column, positions))
+        del column
+    return pl.DataFrame(columns).drop("order", strict=False)
 
 
 def count_ids(ids: np.ndarray, size: int) -> np.ndarray:
@@ -240,6 +243,26 @@ def blocks(rows: int, size: int | None = None) -> Iterator[slice]:
     size = size or _BLOCK
     for begin in range(0, rows, size):
         yield slice(begin, min(begin + size, rows))
+
+
+def _sorted(
+    user: pl.Series, key: pl.Series, stays: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions (uint32), users (uint32) and keys (int64 or float64) of what stays, in order."""
+    keys = key.cast(pl.Float64 if key.dtype.is_float() else pl.Int64).rechunk().to_numpy()
+    by_user = _by_user(user, stays)
+    positions = np.empty(len(by_user), dtype=np.uint32)
+    users = np.empty(len(by_user), dtype=np.uint32)
+    sorted_keys = by_user.view(keys.dtype)  # in place of the numbers, once a block has used them
+
+    def fill(block: slice) -> None:
+        of_user, rows = by_user[block] >> _ROW_BITS, by_user[block].astype(np.uint32)
+        found = keys.take(rows)
+        order = _stable_order(of_user - of_user[0], found)
+        positions[block], users[block], sorted_keys[block] = rows[order], of_user, found[order]
+
+    side_by_side(fill, list(_blocks_of_users(by_user)))
+    return positions, users, sorted_keys
 
 
 def _by_user(user: pl.Series, stays: np.ndarray | None) -> np.ndarray:
@@ -319,28 +342,18 @@ def _narrowed(keys: np.ndarray, bits: int) -> np.ndarray | None:
     return distance if per_second == 1 else distance // np.uint64(per_second)
 
 
-def _rows(events: pl.DataFrame, positions: np.ndarray) -> pl.DataFrame:
-    """The rows at these positions; each column is taken out of `events`, and gone once read."""
-    columns = []
-    for name in events.columns:
-        column = events.drop_in_place(name)
-        if column.null_count() == 0 and column.dtype.is_numeric():
-            columns.append(pl.Series(name, _taken(column.to_numpy(), positions)))
-        else:
-            columns.append(column.gather(pl.Series(positions)))
-        del column
-    return pl.DataFrame(columns)
-
-
-def _taken(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """`values[positions]`."""
+def _taken(column: pl.Series, positions: np.ndarray) -> pl.Series:
+    """The values at these positions."""
+    if column.null_count() or not column.dtype.is_numeric():
+        return column.gather(pl.Series(positions))
+    values = column.to_numpy()
     found = np.empty(len(positions), dtype=values.dtype)
 
     def fill(block: slice) -> None:
         found[block] = values.take(positions[block])
 
     side_by_side(fill, blocks(len(positions)))
-    return found
+    return pl.Series(column.name, found)
 
 
 def _repeats_and_core(

@@ -7,9 +7,10 @@ import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from recsys.logs import cleaning as cleaning_module
-from recsys.logs.cleaning import Cleaning, clean, histories_order, k_core
+from recsys.logs.cleaning import Cleaning, clean, into_histories, k_core
 from recsys.logs.errors import LogError
 
 row = st.tuples(
@@ -233,6 +234,7 @@ moments = st.one_of(
 )
 @example([(0, 2**63 - 1, True), (0, 5, True), (0, 3, False), (0, -(2**63), True)], 1 << 18, None)
 @example([(0, 2**62 // 10**6 * 10**6, True), (0, 3 * 10**6, True), (0, 0, True)], 1 << 18, None)
+@example([(row // 10, 2**62 - row, True) for row in range(80)], 1, None)
 def test_the_order_of_histories_is_that_of_two_stable_sorts(data, block, order):
     events = pl.DataFrame(
         data, schema={"user": pl.UInt32, "time": pl.Int64, "stays": pl.Boolean}, orient="row"
@@ -243,9 +245,11 @@ def test_the_order_of_histories_is_that_of_two_stable_sorts(data, block, order):
     plain = events.sort(key, maintain_order=True).sort("user", maintain_order=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cleaning_module, "_BLOCK", block)
-        assert histories_order(events).tolist() == plain["row"].to_list()
-        found = histories_order(events, events["stays"].to_numpy())
-    assert found.tolist() == plain.filter("stays")["row"].to_list()
+        found = into_histories(events.clone())
+        some = into_histories(events.clone(), events["stays"].to_numpy())
+    plain = plain.drop("order", strict=False)
+    assert_frame_equal(found, plain)
+    assert_frame_equal(some, plain.filter("stays"))
 
 
 @settings(deadline=None, max_examples=30)
