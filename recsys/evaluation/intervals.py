@@ -11,12 +11,13 @@ Dimensions: N rows, U users, R resamples together, P clicked rows, M others, S r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 
 from recsys.evaluation.click_metrics import (
+    Weighting,
     checked,
     distinct_users,
     known,
@@ -26,6 +27,9 @@ from recsys.evaluation.click_metrics import (
 
 Metric = Literal["auc", "gauc", "logloss"]
 
+# Of more users, groups drawn by chance are resampled in place of single ones: the interval is the
+# same but for its own chance, and costs no more with a million users than with these.
+MOST_DRAWN = 50_000
 _DRAWN_TOGETHER = 1 << 22  # users drawn at a time; bounds the memory
 
 
@@ -37,11 +41,15 @@ class Interval:
         estimate: the number on all rows.
         low: lower end of the interval.
         high: upper end of the interval.
+        p_value: of a difference: how likely draws of users are to turn its sign, twice the smaller
+            share of the draws at or beyond zero on either side. Of a number that is no difference
+            it means nothing.
     """
 
     estimate: float
     low: float
     high: float
+    p_value: float = field(default=float("nan"), repr=False, compare=False)
 
     @property
     def excludes_zero(self) -> bool:
@@ -76,15 +84,150 @@ def bootstrap_means(
             interval.
     """
     values_N = np.asarray(values_N, dtype=np.float64)
-    if values_N.ndim != 1 or len(values_N) == 0:
+    if values_N.ndim != 1:
         raise ValueError(f"one value per question is needed, not an array of {values_N.shape}")
-    if not np.isfinite(values_N).all():
-        first = int(np.flatnonzero(~np.isfinite(values_N))[0])
-        raise ValueError(f"value {values_N[first]} in row {first:,} (rows count from 0)")
+    return bootstrap_columns(
+        values_N[:, None], users_N, resamples=resamples, seed=seed, level=level
+    )[0]
+
+
+def bootstrap_columns(
+    values_NM: np.ndarray,
+    users_N: np.ndarray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Interval]:
+    """The means of several values per question, all on the same draws: M intervals.
+
+    What `bootstrap_means` gives for each column alone, for little more than the price of one: the
+    draws are made once, and each resample of all columns is one matrix product. Of more than
+    `MOST_DRAWN` users, groups of users made by chance are drawn.
+
+    Args:
+        values_NM: M numbers per question.
+        users_N: whose question it is; integers or text.
+        resamples: draws of users.
+        seed: of the draws.
+        level: share of the draws that lie inside the interval.
+
+    Raises:
+        ValueError: as `bootstrap_means`.
+    """
+    values_NM = np.asarray(values_NM, dtype=np.float64)
+    if values_NM.ndim != 2 or values_NM.size == 0:
+        raise ValueError(f"one value per question is needed, not an array of {values_NM.shape}")
+    _check_finite(values_NM)
+    users_U, user_N = distinct_users(users_N, len(values_NM))
+    sums_UM = np.column_stack([_by_user(user_N, len(users_U), column) for column in values_NM.T])
+    counts_U1 = np.bincount(user_N, minlength=len(users_U))[:, None]
+    return _of_ratios(sums_UM, counts_U1, resamples, seed, level)
+
+
+def bootstrap_parts(
+    values_N: np.ndarray,
+    parts_NM: np.ndarray,
+    users_N: np.ndarray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Interval]:
+    """The means of parts of the questions, all on the same draws: M intervals.
+
+    A draw in which nobody of a part was drawn says nothing about this part.
+
+    Args:
+        values_N: one number per question.
+        parts_NM: bool, which questions are in each part; none of them is empty.
+        users_N: whose question it is; integers or text.
+        resamples: draws of users.
+        seed: of the draws.
+        level: share of the draws that lie inside the interval.
+
+    Raises:
+        ValueError: as `bootstrap_means`, or a part is empty.
+    """
+    values_N = np.asarray(values_N, dtype=np.float64)
+    _check_finite(values_N[:, None])
+    if not parts_NM.any(axis=0).all():
+        raise ValueError("a part without questions has no mean")
     users_U, user_N = distinct_users(users_N, len(values_N))
     U = len(users_U)
-    sums_U = np.bincount(user_N, weights=values_N, minlength=U)
-    return _interval(_ratio(sums_U, np.bincount(user_N, minlength=U)), U, resamples, seed, level)
+    sums_UM = np.column_stack([_by_user(user_N, U, values_N * part) for part in parts_NM.T])
+    counts_UM = np.column_stack([_by_user(user_N, U, part) for part in parts_NM.T])
+    return _of_ratios(sums_UM, counts_UM, resamples, seed, level)
+
+
+def bootstrap_gain(
+    ours_N: np.ndarray,
+    theirs_N: np.ndarray,
+    users_N: np.ndarray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval | None:
+    """How much larger one mean is than another, as a share of the other: a / b − 1.
+
+    Both means come from the same draws, so that what is uncertain about b counts too.
+
+    >>> gain = bootstrap_gain(np.array([1.0, 0.5]), np.array([0.5, 0.25]), np.array([1, 2]))
+    >>> gain
+    Interval(estimate=1.0, low=1.0, high=1.0)
+
+    Args:
+        ours_N: one number ≥ 0 per question.
+        theirs_N: the same of the other.
+        users_N: whose question it is; integers or text.
+        resamples: draws of users; those in which the other's mean is 0 are left out.
+        seed: of the draws.
+        level: share of the draws that lie inside the interval.
+
+    Returns:
+        None where the other's mean is 0.
+    """
+    if not theirs_N.any():
+        return None
+    users_U, user_N = distinct_users(users_N, len(ours_N))
+    sums_U1, others_U1 = (
+        _by_user(user_N, len(users_U), values_N)[:, None] for values_N in (ours_N, theirs_N)
+    )
+    (found,) = _of_ratios(sums_U1, others_U1, resamples, seed, level)
+    return Interval(found.estimate - 1, found.low - 1, found.high - 1)
+
+
+def _by_user(user_N: np.ndarray, users: int, values_N: np.ndarray) -> np.ndarray:
+    return np.bincount(user_N, weights=values_N, minlength=users)
+
+
+def _check_finite(values_NM: np.ndarray) -> None:
+    if not (finite := np.isfinite(values_NM)).all():
+        row, column = np.argwhere(~finite)[0]
+        raise ValueError(f"value {values_NM[row, column]} in row {row:,} (rows count from 0)")
+
+
+def _of_ratios(
+    sums_UM: np.ndarray, counts_UM: np.ndarray, resamples: int, seed: int, level: float
+) -> list[Interval]:
+    """Of the drawn users' sums over the drawn users' counts, one count for all or one for each."""
+    M = sums_UM.shape[1]
+    both_UC = np.column_stack([sums_UM, counts_UM]).astype(np.float64)
+    if len(both_UC) > MOST_DRAWN:
+        draw = np.random.Generator(np.random.PCG64([seed, 0x6A0B]))
+        group_U = draw.permutation(len(both_UC)) % MOST_DRAWN
+        both_UC = np.column_stack([_by_user(group_U, MOST_DRAWN, column) for column in both_UC.T])
+
+    def means(weights_RU: np.ndarray) -> np.ndarray:
+        sums_RC = weights_RU @ both_UC
+        counts_RM = sums_RC[:, M:]
+        means_RM: np.ndarray = np.where(
+            counts_RM > 0, sums_RC[:, :M] / np.where(counts_RM > 0, counts_RM, 1), np.nan
+        )
+        return means_RM
+
+    return _intervals(means, len(both_UC), resamples, seed, level)
 
 
 def bootstrap_metric(
@@ -93,11 +236,12 @@ def bootstrap_metric(
     scores: np.ndarray,
     metric: Metric,
     *,
+    weighting: Weighting = "impressions",
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """AUC, GAUC (weighted by impressions) or logloss, with its interval.
+    """AUC, GAUC or logloss, with its interval.
 
     Args:
         labels_N: 0 or 1.
@@ -105,6 +249,7 @@ def bootstrap_metric(
         scores: [N], or [S, N] of several runs, whose mean metric is meant. Probabilities for
             logloss.
         metric: "auc", "gauc" or "logloss".
+        weighting: what a user counts in GAUC.
         resamples: draws of users.
         seed: of the draws. The same seed and users give the same draws for every metric.
         level: share of the draws that lie inside the interval. A draw in which the metric is not
@@ -115,7 +260,7 @@ def bootstrap_metric(
             defined on these rows, or settings that make no interval.
     """
     users_U, user_N = distinct_users(users_N, len(labels_N))
-    value = _metric(labels_N, user_N, len(users_U), scores, metric)
+    value = _metric(labels_N, user_N, len(users_U), scores, metric, weighting)
     return _interval(value, len(users_U), resamples, seed, level)
 
 
@@ -126,6 +271,7 @@ def paired_bootstrap(
     scores_b: np.ndarray,
     metric: Metric,
     *,
+    weighting: Weighting = "impressions",
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -137,7 +283,8 @@ def paired_bootstrap(
         users_N: integers or text.
         scores_a: [N], or [S, N] of several runs (seeds), whose mean metric is meant.
         scores_b: the same of the other model; it may have another number of runs.
-        metric: "auc", "gauc" (weighted by impressions) or "logloss" (of probabilities).
+        metric: "auc", "gauc" or "logloss" (of probabilities).
+        weighting: what a user counts in GAUC.
         resamples: draws of users.
         seed: of the draws. The same seed and users give the same draws for every metric.
         level: share of the draws that lie inside the interval. A draw in which the metric is not
@@ -147,7 +294,10 @@ def paired_bootstrap(
         ValueError: as `bootstrap_metric`.
     """
     users_U, user_N = distinct_users(users_N, len(labels_N))
-    a, b = (_metric(labels_N, user_N, len(users_U), s, metric) for s in (scores_a, scores_b))
+    a, b = (
+        _metric(labels_N, user_N, len(users_U), scores, metric, weighting)
+        for scores in (scores_a, scores_b)
+    )
 
     def difference(weights_RU: np.ndarray) -> np.ndarray:
         return a(weights_RU) - b(weights_RU)
@@ -155,25 +305,44 @@ def paired_bootstrap(
     return _interval(difference, len(users_U), resamples, seed, level)
 
 
-# How often each user counts in each resample, [R, U] → the metric of each resample, [R].
+# How often each user counts in each resample, [R, U] → the metric of each resample, [R] or [R, M].
 _Weighted = Callable[[np.ndarray], np.ndarray]
 
 
 def _interval(value: _Weighted, users: int, resamples: int, seed: int, level: float) -> Interval:
+    def column(weights_RU: np.ndarray) -> np.ndarray:
+        return value(weights_RU)[:, None]
+
+    return _intervals(column, users, resamples, seed, level)[0]
+
+
+def _intervals(
+    values: _Weighted, users: int, resamples: int, seed: int, level: float
+) -> list[Interval]:
+    """Of `values`, which gives [R, M] for weights [R, U]."""
     if resamples < 2 or not 0 < level < 1:
         raise ValueError(
             f"an interval takes at least 2 resamples and a level between 0 and 1, not {resamples} "
             f"and {level}"
         )
-    estimate = float(value(np.ones((1, users)))[0])
-    if np.isnan(estimate):
+    estimates_M = values(np.ones((1, users)))[0]
+    if np.isnan(estimates_M).any():
         raise ValueError(
             "the metric is not defined on these rows: there is no row that was clicked beside one "
             "that was not (for GAUC: of the same user)"
         )
-    drawn = np.concatenate([value(weights) for weights in _user_weights(users, resamples, seed)])
-    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high))
+    drawn_RM = np.concatenate(
+        [values(weights) for weights in _user_weights(users, resamples, seed)]
+    )
+    ends_2M = np.nanquantile(drawn_RM, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    # The sample itself counts as a draw, so that no finite number of draws says "never".
+    defined_M = (~np.isnan(drawn_RM)).sum(0) + 1
+    fewer_M = np.minimum((drawn_RM <= 0).sum(0), (drawn_RM >= 0).sum(0)) + 1
+    p_values_M = np.minimum(2 * fewer_M / defined_M, 1.0)
+    return [
+        Interval(*(float(number) for number in numbers))
+        for numbers in zip(estimates_M, *ends_2M, p_values_M, strict=True)
+    ]
 
 
 def _user_weights(users: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -188,14 +357,23 @@ def _user_weights(users: int, resamples: int, seed: int) -> Iterator[np.ndarray]
 
 
 def _metric(
-    labels_N: np.ndarray, user_N: np.ndarray, users: int, scores: np.ndarray, metric: Metric
+    labels_N: np.ndarray,
+    user_N: np.ndarray,
+    users: int,
+    scores: np.ndarray,
+    metric: Metric,
+    weighting: Weighting,
 ) -> _Weighted:
     """The metric under weights of users, its mean over the runs if there are several."""
     runs_SN = np.atleast_2d(np.asarray(scores, dtype=np.float64))
-    made = {"auc": _auc, "gauc": _gauc, "logloss": _logloss}[
-        known("metric", metric, get_args(Metric))
-    ]
-    runs = [made(labels_N, user_N, users, run_N) for run_N in runs_SN]
+    known("metric", metric, get_args(Metric))
+
+    def made(run_N: np.ndarray) -> _Weighted:
+        if metric == "gauc":
+            return _gauc(labels_N, user_N, users, run_N, weighting)
+        return (_auc if metric == "auc" else _logloss)(labels_N, user_N, users, run_N)
+
+    runs = [made(run_N) for run_N in runs_SN]
     if len(runs) == 1:
         return runs[0]
     return lambda weights_RU: np.mean([run(weights_RU) for run in runs], axis=0)
@@ -219,10 +397,12 @@ def _logloss(
     return _ratio(sums_U, np.bincount(user_N, minlength=users))
 
 
-def _gauc(labels_N: np.ndarray, user_N: np.ndarray, users: int, scores_N: np.ndarray) -> _Weighted:
+def _gauc(
+    labels_N: np.ndarray, user_N: np.ndarray, users: int, scores_N: np.ndarray, weighting: Weighting
+) -> _Weighted:
     """Drawing a user twice leaves its own AUC as it is and counts it twice."""
     found = user_aucs(labels_N, scores_N, user_N)
-    weights_U = found.weights("impressions")
+    weights_U = found.weights(weighting)
     return _ratio(weights_U * np.where(found.counted_U, found.aucs_U, 0), weights_U)
 
 

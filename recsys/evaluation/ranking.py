@@ -22,11 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from recsys.batch import HistoryBatch
+from recsys.evaluation.candidates import Candidates
+from recsys.evaluation.catalogue_scan import (
+    LOWEST,
+    CatalogueScan,
+    GivenScores,
+    Products,
+    Scores,
+    refuse_nan,
+)
 from recsys.evaluation.catalogue_scan import ROWS as SCANNED
-from recsys.evaluation.catalogue_scan import CatalogueScan, GivenScores, Products, Scores
 from recsys.evaluation.metrics import RankedAnswers
 from recsys.histories.batches import history_batch
 from recsys.histories.questions import Questions
+from recsys.histories.spans import ragged
 from recsys.histories.store import HistoryStore
 
 # Rows of one matrix product where whole rows of scores are made. Small, so that they stay in the
@@ -92,10 +101,11 @@ def rank(
     *,
     filter_seen: bool,
     k: int,
+    candidates: Candidates | None = None,
     tie_seed: int = 0,
     batch_size: int = 256,
 ) -> Ranking:
-    """Ranks the whole catalogue for every question.
+    """Ranks the whole catalogue, or the candidates, for every question.
 
     The rank of an answer is 1 + the candidates with a higher score + the candidates with an equal
     score that are not answers themselves; answers of equal score follow each other in tie order.
@@ -108,6 +118,7 @@ def rank(
             not only the part the model reads, out of the candidates. An answer among them is a
             miss, and counted.
         k: length of the lists.
+        candidates: what each question lets the model choose from; None: the whole catalogue.
         tie_seed: of the order among equal scores.
         batch_size: most questions encoded at a time, fewer where histories are long; changes memory
             and speed only.
@@ -121,7 +132,7 @@ def rank(
         raise ValueError("there are no questions to rank")
     if k < 1 or batch_size < 1:
         raise ValueError(f"k and batch_size must be at least 1, not {k} and {batch_size}")
-    items_A, question_A, repeated = _answers(store, questions)
+    items_A, question_A, repeated = question_answers(store, questions)
     answer_begins = np.searchsorted(question_A, np.arange(N + 1))
     answers_N = np.diff(answer_begins)
     scores_A = np.empty(len(items_A), dtype=np.float32)
@@ -141,15 +152,19 @@ def rank(
             row, answer = ragged(answer_begins[rows], answers_N[rows])
             seen, event = ragged(store.offsets[users], ends if filter_seen else 0 * ends)
             scores = scores_of(users, ends)
+            asked = scores, (row, items_A[answer]), (seen, store.items[event])
             with torch.autocast(device.type, enabled=False):  # scores are float32, always
-                scores_A[answer], at_least_A[answer], list_scores_NK[rows], lists_NK[rows] = scan(
-                    scores, (row, items_A[answer]), (seen, store.items[event])
+                found = (
+                    scan(*asked)
+                    if candidates is None
+                    else _among(*asked, candidates.take(rows), k, tie_order(), name_of(model))
                 )
+            scores_A[answer], at_least_A[answer], list_scores_NK[rows], lists_NK[rows] = found
 
     filtered_A = scores_A == -np.inf
     ranks_A = at_least_A
     if len(items_A) > N:
-        ranks_A = _ranks(at_least_A, scores_A, question_A, tie_order()[items_A])
+        ranks_A = ranks_of_answers(at_least_A, scores_A, question_A, tie_order()[items_A])
     ranks_A[filtered_A] = 0
     answers = RankedAnswers(ranks_A, question_A, N)
     counts = {
@@ -163,7 +178,47 @@ def rank(
     return Ranking(answers, lists_NK, list_scores_NK, counts, items_A)
 
 
-def _answers(store: HistoryStore, questions: Questions) -> tuple[np.ndarray, np.ndarray, int]:
+def _among(
+    source: Scores,
+    answers: tuple[np.ndarray, np.ndarray],
+    seen: tuple[np.ndarray, np.ndarray],
+    candidates: tuple[np.ndarray, np.ndarray],
+    k: int,
+    tie_V: np.ndarray,
+    name: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What `CatalogueScan` gives, of few candidates: (row, item) pairs, ascending."""
+    V = len(tie_V)
+    row_C, item_C = (np.asarray(part, dtype=np.int64) for part in candidates)
+    values = source.expected(torch.from_numpy(row_C), torch.from_numpy(item_C))
+    refuse_nan(values[None], name)
+    keys_C = row_C * V + item_C
+    scores_C = np.where(
+        np.isin(keys_C, seen[0] * V + seen[1]), -np.inf, values.clamp(min=LOWEST).cpu().numpy()
+    ).astype(np.float32)
+    order = np.lexsort((tie_V[item_C], -scores_C, row_C))
+    row, score = row_C[order], scores_C[order]
+    begins = np.searchsorted(row, np.arange(source.rows))
+    place = np.arange(len(row)) - begins[row]
+    ends = np.append((row[1:] != row[:-1]) | (score[1:] != score[:-1]), True)
+    at_least_C = np.empty(len(row), dtype=np.int64)
+    at_least_C[order] = place[np.flatnonzero(ends)[np.cumsum(ends) - ends]] + 1
+
+    values_RK = np.full((source.rows, k), -np.inf, dtype=np.float32)
+    items_RK = np.zeros((source.rows, k), dtype=np.int32)
+    kept = (place < k) & (score > -np.inf)
+    values_RK[row[kept], place[kept]] = score[kept]
+    items_RK[row[kept], place[kept]] = item_C[order][kept]
+
+    keys_A = answers[0] * V + answers[1]
+    at_A = np.minimum(np.searchsorted(keys_C, keys_A), len(keys_C) - 1)
+    scores_A = np.where(keys_C[at_A] == keys_A, scores_C[at_A], -np.inf).astype(np.float32)
+    return scores_A, at_least_C[at_A], values_RK, items_RK
+
+
+def question_answers(
+    store: HistoryStore, questions: Questions
+) -> tuple[np.ndarray, np.ndarray, int]:
     """(items_A, question_A, how many repeats were left out), by question, in target order."""
     lengths = questions.target_ends - questions.target_begins
     if np.any(lengths < 1):
@@ -176,13 +231,6 @@ def _answers(store: HistoryStore, questions: Questions) -> tuple[np.ndarray, np.
     _, first = np.unique(question * store.catalogue_size + items, return_index=True)
     first.sort()
     return items[first], question[first], len(items) - len(first)
-
-
-def ragged(begins: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(row, position) of the elements `begins[row] : begins[row] + lengths[row]`, row by row."""
-    row = np.repeat(np.arange(len(lengths)), lengths)
-    before = np.cumsum(lengths) - lengths
-    return row, np.arange(len(row)) + np.repeat(begins - before, lengths)
 
 
 def _index(items: np.ndarray) -> Tensor:
@@ -296,7 +344,7 @@ def name_of(model: object) -> str:
     return str(getattr(model, "name", type(model).__name__))
 
 
-def _ranks(
+def ranks_of_answers(
     at_least_A: np.ndarray, scores_A: np.ndarray, question_A: np.ndarray, tie_A: np.ndarray
 ) -> np.ndarray:
     """int64 [A]: ranks.

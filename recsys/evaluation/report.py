@@ -15,17 +15,18 @@ from recsys.histories.questions import Questions
 from recsys.histories.store import HistoryStore
 
 
-def protocol_name(split_protocol: str, filter_seen: bool) -> str:
+def protocol_name(split_protocol: str, filter_seen: bool, candidates: str = "full") -> str:
     """The protocol as it stands in a metric's name: split, candidates, seen filter.
 
-    >>> protocol_name("loo", True), protocol_name("loo", False)
-    ('loo-full-unseen', 'loo-full-all')
+    >>> protocol_name("loo", True), protocol_name("loo", False, "uniform100")
+    ('loo-full-unseen', 'loo-uniform100-all')
 
     Args:
         split_protocol: short name of the split.
         filter_seen: whether items of the question's own history were taken out.
+        candidates: what was ranked: "full" for the whole catalogue, or `Candidates.name`.
     """
-    return f"{split_protocol}-full-{'unseen' if filter_seen else 'all'}"
+    return f"{split_protocol}-{candidates}-{'unseen' if filter_seen else 'all'}"
 
 
 def metric_name(stage: str, protocol: str, metric: str) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from recsys.histories.spans import ragged
 from recsys.histories.store import NO_TIME, HistoryStore
 from recsys.logs.schema import parse_moment
 
@@ -50,6 +51,12 @@ class Questions:
             self.target_begins[rows],
             self.target_ends[rows],
         )
+
+
+def answer_events(store: HistoryStore, questions: Questions) -> tuple[np.ndarray, np.ndarray]:
+    """(question, event of the store) of each answer, question by question."""
+    begins = store.offsets[questions.users] + questions.target_begins
+    return ragged(begins, questions.target_ends - questions.target_begins)
 
 
 @dataclass(frozen=True)
@@ -195,11 +202,13 @@ def global_time(
     test_cut: float | str,
     target: Target,
     new_users: Literal["asked", "left_out"],
+    test_until: float | str | None = None,
 ) -> Split:
     """Two moments cut all histories: nothing is learnt from what comes after the first.
 
     Training sees the events before the validation cut. A stage's window is the events from its cut
-    on, the validation's up to the test cut. With window [c, e) of a user the questions are
+    on, the validation's up to the test cut, the test's up to `test_until`. With window [c, e) of a
+    user the questions are
 
     * last: (e−1, e−1, e), the newest event, asked with everything before it;
     * first: (c, c, c+1);
@@ -221,6 +230,7 @@ def global_time(
         target: which events of a window are answers.
         new_users: whether to ask users who have no event before the stage's cut. With "first" and
             "all" their histories are empty.
+        test_until: where the test ends, the same, later still; None: with the log.
 
     Raises:
         SplitError: the log has no times, a cut is out of range, the cuts leave training or a
@@ -247,7 +257,17 @@ def global_time(
         )
     training_ends, first_certain = _events_before(store, known, first)
     test_begins, second_certain = _events_before(store, known, second)
-    asked = first_certain & second_certain
+    test_ends, third_certain = store.lengths, np.ones(store.users, dtype=bool)
+    third = None
+    if test_until is not None:
+        third = moment_of_cut(known_times, test_until, "split.test_until")
+        if not second < third:
+            raise SplitError(
+                f"split.test_cut={test_cut} ({day_of(second)}) must be earlier than "
+                f"split.test_until={test_until} ({day_of(third)})"
+            )
+        test_ends, third_certain = _events_before(store, known, third)
+    asked = first_certain & second_certain & third_certain
     stages = {}
     counts = {
         "users": store.users,
@@ -257,7 +277,7 @@ def global_time(
     }
     for stage, cut, begins, ends in (
         ("validation", first, training_ends, test_begins),
-        ("test", second, test_begins, store.lengths),
+        ("test", second, test_begins, test_ends),
     ):
         users = np.flatnonzero(asked & (ends > begins))
         new = begins[users] == 0
@@ -294,7 +314,9 @@ def global_time(
         validation=stages["validation"],
         test=stages["test"],
         counts=counts,
-        in_words=f"{answers} from {day_of(second)} on; trained on what came before {day_of(first)}",
+        in_words=f"{answers} from {day_of(second)} "
+        + ("on" if third is None else f"to {day_of(third)}")
+        + f"; trained on what came before {day_of(first)}",
     )
 
 
@@ -352,7 +374,5 @@ def _window_questions(
         return Questions(users, begins, begins, begins + 1)
     if target == "last":
         return Questions(users, ends - 1, ends - 1, ends)
-    sizes = ends - begins
-    before = np.cumsum(sizes) - sizes
-    at = np.arange(int(sizes.sum())) + np.repeat(begins - before, sizes)
-    return Questions(np.repeat(users, sizes), at, at, at + 1)
+    row, at = ragged(begins, ends - begins)
+    return Questions(users[row], at, at, at + 1)

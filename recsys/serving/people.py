@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
-from recsys.evaluation.ranking import ragged
 from recsys.histories.attributes import Attribute
 from recsys.histories.clicks import history_view
 from recsys.histories.questions import Questions
+from recsys.histories.spans import ragged
 from recsys.histories.store import HistoryStore
 from recsys.histories.vocabulary import Vocabulary
 

@@ -35,10 +35,10 @@ from recsys.evaluation.ranking import (
     Scorer,
     evaluation_mode,
     name_of,
-    ragged,
     score_blocks,
 )
 from recsys.histories.batches import history_batch
+from recsys.histories.spans import ragged
 from recsys.histories.store import HistoryStore
 from recsys.histories.vocabulary import Vocabulary
 from recsys.training.saved_model import ModelError, load_model, read_description

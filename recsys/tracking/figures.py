@@ -106,6 +106,52 @@ def metric_curve(
     return figure
 
 
+def interval_curve(
+    name: str,
+    places: Sequence[str],
+    curves: Mapping[str, Sequence[tuple[float, float, float] | None]],
+) -> Figure:
+    """A metric over places in order, each value with its interval.
+
+    Args:
+        name: of the metric.
+        places: what each value stands for, in words.
+        curves: by name: low end, value and high end at each place; None where there is none.
+    """
+    figure, axes = _new_figure(name)
+    for number, (curve, values) in enumerate(curves.items()):
+        known = [(x, *ends) for x, ends in enumerate(values) if ends is not None]
+        if not known:
+            continue
+        x, low, middle, high = (list(column) for column in zip(*known, strict=True))
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.plot(x, middle, color=colour, marker="o", markersize=3.5, label=curve)
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xticks(range(len(places)), places, rotation=20, ha="right", fontsize=8)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def reliability_curve(
+    name: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+) -> Figure:
+    """How often was clicked what was given some probability; the diagonal is perfect.
+
+    Args:
+        name: of the model.
+        curves: by name: mean probabilities and shares clicked.
+    """
+    figure, axes = _new_figure(name)
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle="--")
+    for number, (curve, (predicted, clicked)) in enumerate(curves.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.plot(predicted, clicked, color=colour, marker="o", markersize=3.5, label=curve)
+    axes.set_xlabel("probability given")
+    axes.set_ylabel("share clicked")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def moving_average(values: Sequence[float], smoothing: float) -> list[float]:
     """Exponential moving average, each value divided by the weight it has gathered so far.
 

@@ -5,8 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.evaluation import intervals
 from recsys.evaluation.click_metrics import auc, gauc, logloss
-from recsys.evaluation.intervals import bootstrap_means, bootstrap_metric, paired_bootstrap
+from recsys.evaluation.intervals import (
+    bootstrap_columns,
+    bootstrap_gain,
+    bootstrap_means,
+    bootstrap_metric,
+    bootstrap_parts,
+    paired_bootstrap,
+)
 
 METRICS = {"auc": auc, "gauc": gauc, "logloss": logloss}
 
@@ -194,6 +202,38 @@ def test_refuses_what_makes_no_interval(labels, scores, metric, settings, words)
         )
 
 
+def test_columns_are_the_means_of_each_alone():
+    _, users, a, b = table()
+    both = bootstrap_columns(np.column_stack([a, b, a - b]), users, resamples=60, seed=2)
+    alone = [bootstrap_means(v, users, resamples=60, seed=2) for v in (a, b, a - b)]
+    for one, other in zip(both, alone, strict=True):
+        np.testing.assert_allclose(
+            [one.estimate, one.low, one.high], [other.estimate, other.low, other.high]
+        )
+        assert one.p_value == other.p_value
+
+
+def test_the_p_value_is_the_share_of_draws_that_turn_the_sign():
+    _, users, a, b = table()
+    found = bootstrap_means(a - b, users, resamples=99, seed=5)
+    means = [(a - b)[rows].mean() for rows in drawn_rows(users, 99, 5)]
+    expected = 2 * (min(np.sum(np.array(means) <= 0), np.sum(np.array(means) >= 0)) + 1) / 100
+    assert found.p_value == pytest.approx(min(expected, 1))
+    assert bootstrap_means(np.zeros(9), np.arange(9)).p_value == 1
+    assert bootstrap_means(np.ones(9), np.arange(9)).p_value == pytest.approx(2 / 1001)
+
+
+def test_groups_of_many_users_give_the_same_interval(monkeypatch):
+    draw = np.random.Generator(np.random.PCG64(1))
+    users = np.repeat(np.arange(4000), draw.integers(1, 4, 4000))
+    values = draw.normal(size=4000)[users] + draw.normal(size=len(users))
+    single = bootstrap_means(values, users, resamples=2000)
+    monkeypatch.setattr("recsys.evaluation.intervals.MOST_DRAWN", 500)
+    grouped = bootstrap_means(values, users, resamples=2000)
+    assert grouped.estimate == pytest.approx(single.estimate)
+    assert grouped.high - grouped.low == pytest.approx(single.high - single.low, rel=0.1)
+
+
 def test_refuses_values_that_are_none():
     with pytest.raises(ValueError, match="value nan in row 1"):
         bootstrap_means(np.array([0.5, np.nan]), np.arange(2))
@@ -201,3 +241,37 @@ def test_refuses_values_that_are_none():
         bootstrap_means(np.array([]), np.array([]))
     with pytest.raises(ValueError, match=r"users of shape \(3,\) for 2"):
         bootstrap_means(np.array([0.5, 0.5]), np.arange(3))
+
+
+def test_parts_are_ratios_on_the_same_draws_and_the_whole_is_the_mean():
+    draw = np.random.Generator(np.random.PCG64(4))
+    values, users = draw.random(60), draw.integers(0, 12, 60)
+    parts = draw.random((60, 3)) < 0.4
+    parts[:, 0] = True
+    whole, *others = bootstrap_parts(values, parts, users, resamples=50)
+    alone = bootstrap_means(values, users, resamples=50)
+    same = pytest.approx((alone.estimate, alone.low, alone.high))
+    assert (whole.estimate, whole.low, whole.high) == same
+    weights = np.concatenate(list(intervals._user_weights(12, 50, 0)))[:, users]
+    for part, found in zip(parts.T[1:], others, strict=True):
+        assert found.estimate == pytest.approx(values[part].mean())
+        drawn = (weights * values * part).sum(1) / (weights * part).sum(1)
+        assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]))
+    with pytest.raises(ValueError, match="a part without questions"):
+        bootstrap_parts(values, np.zeros((60, 1), dtype=bool), users)
+
+
+def test_a_gain_counts_what_is_unsure_about_both():
+    draw = np.random.Generator(np.random.PCG64(6))
+    ours, theirs = (draw.random((2, 400)) < [[0.2], [0.1]]).astype(float)
+    users = draw.integers(0, 150, 400)
+    found = bootstrap_gain(ours, theirs, users, resamples=300)
+    assert found is not None and found.estimate == pytest.approx(ours.sum() / theirs.sum() - 1)
+    present = np.unique(users, return_inverse=True)[1]
+    weights = np.concatenate(list(intervals._user_weights(present.max() + 1, 300, 0)))[:, present]
+    gains = (weights @ ours) / (weights @ theirs) - 1
+    assert (found.low, found.high) == pytest.approx(np.quantile(gains, [0.025, 0.975]))
+    # To hold the other's mean for known would halve it.
+    alone = bootstrap_means(ours - theirs, users, resamples=300)
+    assert found.high - found.low > 1.3 * (alone.high - alone.low) / theirs.mean()
+    assert bootstrap_gain(ours, np.zeros(400), users) is None

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from recsys.batch import HistoryBatch
+from recsys.evaluation.candidates import Candidates
 from recsys.evaluation.metrics import hit_rate
 from recsys.evaluation.ranking import ROWS, rank
 from recsys.histories.questions import Questions
@@ -48,7 +49,7 @@ class Dots(nn.Module):
         return self.table.weight
 
 
-def slow_rank(scores_NV, store, questions, filter_seen, k, tie_seed):
+def slow_rank(scores_NV, store, questions, filter_seen, k, tie_seed, allowed=None):
     """Ranks and lists from the definition, one question and one candidate at a time."""
     tie = store.item_vocabulary.tie_order(tie_seed)
     all_ranks, lists = [], []
@@ -58,10 +59,11 @@ def slow_rank(scores_NV, store, questions, filter_seen, k, tie_seed):
         targets = history[int(questions.target_begins[n]) : int(questions.target_ends[n])]
         answers = list(dict.fromkeys(targets))
         seen = set(history[:end]) if filter_seen else set()
-        candidates = [i for i in range(1, store.catalogue_size) if i not in seen]
+        among = range(1, store.catalogue_size) if allowed is None else allowed[n]
+        candidates = [i for i in among if i not in seen]
         score = scores_NV[n]
         for answer in answers:
-            if answer in seen:
+            if answer not in candidates:
                 all_ranks.append(0)
                 continue
             better = [
@@ -114,6 +116,40 @@ def test_equal_to_the_slow_ranking(situation, filter_seen, k, tie_seed):
     listed = np.take_along_axis(finite, ranking.lists_NK.astype(np.int64), axis=1)
     expected = np.where(ranking.lists_NK > 0, listed, -np.inf)
     np.testing.assert_array_equal(ranking.list_scores_NK, expected)
+
+
+@settings(deadline=None, max_examples=200)
+@given(situations(), st.booleans(), st.integers(1, ITEMS + 3), st.integers(0, 99))
+def test_candidates_are_ranked_as_if_there_were_no_others(situation, filter_seen, k, seed):
+    store, questions, scores = situation
+    draw = np.random.default_rng(seed)
+    allowed = [
+        sorted(draw.permutation(np.arange(1, ITEMS + 1))[: draw.integers(1, ITEMS + 1)].tolist())
+        for _ in range(len(questions))
+    ]
+    offsets = np.concatenate([[0], np.cumsum([len(items) for items in allowed])])
+    candidates = Candidates(offsets, np.concatenate(allowed).astype(np.int32), "given", "lists")
+    ranking = rank(
+        Table(scores), store, questions, filter_seen=filter_seen, k=k, candidates=candidates
+    )
+    of_questions = scores[questions.history_ends % len(scores)]
+    ranks, lists = slow_rank(of_questions, store, questions, filter_seen, k, 0, allowed)
+    assert ranking.answers.ranks.tolist() == ranks
+    assert ranking.lists_NK.tolist() == lists
+
+
+def test_candidates_of_an_encoder_are_scored_as_its_catalogue():
+    store, questions = long_log()
+    every = np.arange(1, store.catalogue_size, dtype=np.int32)
+    candidates = Candidates(
+        np.arange(len(questions) + 1) * len(every), np.tile(every, len(questions)), "given", "all"
+    )
+    model = Dots(40)
+    whole = rank(model, store, questions, filter_seen=True, k=10)
+    among = rank(model, store, questions, filter_seen=True, k=10, candidates=candidates)
+    assert np.array_equal(among.answers.ranks, whole.answers.ranks)
+    assert np.array_equal(among.lists_NK, whole.lists_NK)
+    np.testing.assert_allclose(among.list_scores_NK, whole.list_scores_NK, rtol=1e-5)
 
 
 @settings(deadline=None, max_examples=50)

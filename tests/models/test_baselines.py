@@ -309,7 +309,8 @@ def test_tuning_tries_the_grids_and_keeps_the_best():
     tuned = tune_baselines(
         store.items, store.offsets, split.training_ends, store.catalogue_size, store.times, judge
     )
-    assert [found.model.name for found in tuned] == ["Popularity", "Markov", "ItemKNN", "EASE"]
+    names = [found.model.name for found in tuned]
+    assert names == ["Popularity", "Markov", "ItemKNN", "EASE", "iALS"]
     trials = [trial for found in tuned for trial in found.trials]
     assert [trial.score for trial in trials] == [judgement.mean() for judgement in judged]
     assert [trial.parameters["window"] for trial in tuned[0].trials] == [None, 0.5, 0.1, 0.02]
@@ -318,10 +319,11 @@ def test_tuning_tries_the_grids_and_keeps_the_best():
         mean = judge(found.model).mean()
         assert mean == pytest.approx(found.score)
         assert found.model.parameters in [t.parameters for t in found.trials if t.score == mean]
-    popularity, markov, knn, ease = (found.score for found in tuned)
+    popularity, markov, knn, ease, ials = (found.score for found in tuned)
     assert popularity == max(trial.score for trial in tuned[0].trials)
     assert ease == max(trial.score for trial in tuned[3].trials)
-    assert min(markov, knn, ease) > 2 * popularity
+    assert ials == max(trial.score for trial in tuned[4].trials)
+    assert min(markov, knn, ease, ials) > 2 * popularity
     ranking = rank(tuned[1].model, store, split.test, filter_seen=True, k=10)
     assert hit_rate(ranking.answers, 1).mean() > 0.6
 
@@ -335,7 +337,7 @@ def test_tuning_without_times_and_with_repeats():
         return ndcg(ranking.answers, 4)
 
     log = (store.items, store.offsets, split.training_ends, store.catalogue_size, None)
-    popularity, _, knn, _ = tune_baselines(*log, judge, repeats=True)
+    popularity, _, knn, _, _ = tune_baselines(*log, judge, repeats=True)
     assert [trial.parameters["window"] for trial in popularity.trials] == [None]
     assert knn.model.parameters["include_self"] is True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recsys.batch import HistoryBatch
 from recsys.models.baselines.ease import EASE
+from recsys.models.baselines.ials import IALS
 from recsys.models.baselines.item_knn import ItemKNN
 from recsys.models.baselines.markov import LastItemMarkov
 from recsys.models.baselines.popularity import Popularity
@@ -19,6 +20,9 @@ from recsys.models.baselines.popularity import Popularity
 WINDOWS = (None, 0.5, 0.1, 0.02)
 NEWEST = (1, 2, 3, 5, 10, 20, None)
 NEIGHBOURHOODS = ((50, 20.0), (500, 20.0), (200, 0.0), (200, 10.0), (200, 50.0))
+WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # λ of iALS
+ALPHAS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+FACTORS = (32, 64, 128)
 REGULARISATIONS = (10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0)
 
 
@@ -96,7 +100,7 @@ def tune_baselines(
         max_items: of EASE.
 
     Returns:
-        Popularity, Markov, ItemKNN and EASE, in this order.
+        Popularity, Markov, ItemKNN, EASE and iALS, in this order.
     """
     log = (items, offsets, ends, catalogue_size, times)
     windows = WINDOWS if times is not None else (None,)
@@ -105,6 +109,7 @@ def tune_baselines(
         _best(judge, [LastItemMarkov().fit(*log)]),
         _tune_item_knn(judge, lambda model: model.fit(*log), repeats),
         _tune_ease(judge, lambda strength: EASE(strength, max_items).fit(*log)),
+        _tune_ials(judge, lambda factors, weight, alpha: IALS(factors, weight, alpha).fit(*log)),
     ]
 
 
@@ -149,12 +154,32 @@ def _tune_item_knn(judge: Judge, fit: Callable[[ItemKNN], ItemKNN], repeats: boo
 
 
 def _tune_ease(judge: Judge, fit: Callable[[float], EASE]) -> Tuned:
-    """Walks along λ from the middle in the direction that helps, until it no longer does."""
-    start = REGULARISATIONS.index(250.0)
-    best = middle = _best(judge, [fit(REGULARISATIONS[start])])
-    for steps in (range(start - 1, -1, -1), range(start + 1, len(REGULARISATIONS))):
+    return _walk(judge, REGULARISATIONS, fit, _judged(judge, fit(250.0)), "regularisation")
+
+
+def _tune_ials(judge: Judge, fit: Callable[[int, float, float], IALS]) -> Tuned:
+    """λ, then α, then the factors, each beside the best of those before."""
+    best = _judged(judge, fit(64, 3.0, 10.0))
+    best = _walk(judge, WEIGHTS, lambda weight: fit(64, weight, 10.0), best, "regularisation")
+    weight = float(best.model.parameters["regularisation"] or 0)
+    best = _walk(judge, ALPHAS, lambda alpha: fit(64, weight, alpha), best, "alpha")
+    alpha = float(best.model.parameters["alpha"] or 0)
+    return _walk(judge, FACTORS, lambda factors: fit(int(factors), weight, alpha), best, "factors")
+
+
+def _walk(
+    judge: Judge,
+    values: Sequence[float],
+    fit: Callable[[float], Baseline],
+    middle: Tuned,
+    parameter: str,
+) -> Tuned:
+    """Walks along a parameter from the middle in the direction that helps, until it does not."""
+    best = middle
+    at = [float(value) for value in values].index(float(middle.model.parameters[parameter] or 0))
+    for steps in (range(at - 1, -1, -1), range(at + 1, len(values))):
         for step in steps:
-            tried = _best(judge, [fit(REGULARISATIONS[step])])
+            tried = _judged(judge, fit(values[step]))
             best = _better(best, tried)
             if best.model is not tried.model:
                 break

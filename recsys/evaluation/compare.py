@@ -1,0 +1,368 @@
+"""Two models on the same questions: how far apart, for whom, and how sure.
+
+Everything starts from the files with one row a question that each evaluation leaves. Differences
+are a reference model's value less another's, question by question; their intervals come from
+drawing users, the same draws for all.
+
+Dimensions: N questions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import polars as pl
+
+from recsys.evaluation.click_metrics import Weighting, log_losses
+from recsys.evaluation.cohorts import Cohort, cohort_table
+from recsys.evaluation.intervals import (
+    Interval,
+    Metric,
+    bootstrap_columns,
+    bootstrap_gain,
+    bootstrap_metric,
+    paired_bootstrap,
+)
+
+ENOUGH = 1000  # questions that a verdict takes
+ENOUGH_USERS = 100  # who asked them
+KEYS = ["user", "history_length", "answer", "answers"]
+CLICK_KEYS = ["user", "item", "label", "history_length"]
+ACCURACY = ("hr", "ndcg", "mrr", "recall", "precision", "map")
+CLICK_METRICS: tuple[Metric, ...] = get_args(Metric)
+
+Verdict = Literal["better", "worse", "no difference shown", "too few"]
+
+
+class CompareError(ValueError):
+    """Answers that cannot be compared. The message says how they differ."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model answered.
+
+    Attributes:
+        name: of the model, distinct among those compared.
+        protocol: of the questions, as it stands in metric names.
+        weighting: what a user counted in the GAUC of its report.
+        frame: one row a question, as `per_question_frame` or `per_question_click_frame` gives it.
+    """
+
+    name: str
+    protocol: str
+    frame: pl.DataFrame
+    weighting: Weighting = "impressions"
+
+    @property
+    def of_clicks(self) -> bool:
+        """Whether the questions are clicks."""
+        return "label" in self.frame.columns
+
+    @property
+    def users(self) -> np.ndarray:
+        """Whose question each one is, by number in the order of the ids [N]."""
+        return self.frame["user"].rank("dense").to_numpy()
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """How users are drawn."""
+
+    resamples: int
+    seed: int
+    level: float
+
+    def of(self, values_NM: np.ndarray, users_N: np.ndarray) -> list[Interval]:
+        """Means of columns, with intervals."""
+        return bootstrap_columns(
+            values_NM, users_N, resamples=self.resamples, seed=self.seed, level=self.level
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A reference model beside another.
+
+    Attributes:
+        other: the other model's name.
+        value: its own mean.
+        difference: reference − other.
+        relative: the same as a share of the other's mean; None for clicks, or where that is 0.
+        wins: questions (of GAUC and AUC: none) where the reference is ahead.
+        ties: questions alike.
+        losses: questions where it is behind.
+        p_holm: p-value of the difference, corrected for the number of comparisons (Holm).
+        verdict: on the reference.
+        cohorts: the difference in each part of each cohort.
+    """
+
+    other: str
+    value: Interval
+    difference: Interval
+    relative: Interval | None
+    wins: int
+    ties: int
+    losses: int
+    p_holm: float
+    verdict: Verdict
+    cohorts: list[Cohort]
+
+
+def check_same_questions(reference: Answers, other: Answers) -> None:
+    """Refuses answers to other questions.
+
+    Raises:
+        CompareError: saying how they differ.
+    """
+    both = f"{reference.name} and {other.name}"
+    if reference.of_clicks != other.of_clicks:
+        kinds = ["clicks" if a.of_clicks else "next items" for a in (reference, other)]
+        raise CompareError(f"{both} answer other kinds of question: {kinds[0]} and {kinds[1]}")
+    if reference.weighting != other.weighting:
+        raise CompareError(
+            f"{both} weigh users otherwise in GAUC (evaluation.gauc_weighting): "
+            f"{reference.weighting} and {other.weighting}"
+        )
+    if _as_full(reference.protocol) != _as_full(other.protocol):
+        raise CompareError(
+            f"{both} were asked by other protocols: {reference.protocol} and {other.protocol}; "
+            "evaluate one of them again as the other was (python -m pipelines.evaluate)"
+        )
+    keys = CLICK_KEYS if reference.of_clicks else KEYS
+    for answers in (reference, other):
+        if missing := [key for key in keys if key not in answers.frame.columns]:
+            raise CompareError(
+                f"the answers of {answers.name} lack the column{'s' * (len(missing) > 1)} "
+                f"{', '.join(missing)}: they are of an older format; evaluate the run again "
+                "(python -m pipelines.evaluate run=…)"
+            )
+    ours, theirs = (answers.frame.select(keys) for answers in (reference, other))
+    if ours.schema != theirs.schema:
+        raise CompareError(f"{both} name users or items by other types: evaluate them on one store")
+    if ours.equals(theirs):
+        return
+    if len(ours) != len(theirs):
+        counts = f"{len(ours):,} and {len(theirs):,} questions;"
+    else:
+        counts = f"{len(ours):,} questions each, of which"
+    # As sets with repetitions: questions that only one of them was asked.
+    known = [
+        frame.with_columns(pl.int_range(pl.len()).over(keys).alias("nth"))
+        for frame in (ours, theirs)
+    ]
+    only = [known[i].join(known[1 - i], on=[*keys, "nth"], how="anti") for i in (0, 1)]
+    if not len(only[0]) and not len(only[1]):
+        raise CompareError(f"{both} hold the same questions in another order")
+    shown = only[0] if len(only[0]) else only[1]
+    first = ", ".join(
+        f"{key} {value}" for key, value in shown.drop("nth").row(0, named=True).items()
+    )
+    raise CompareError(
+        f"{both} were asked other questions: {counts} {len(only[0]):,} were asked of "
+        f"{reference.name} alone and {len(only[1]):,} of {other.name} alone, the first of them "
+        f"{first}"
+    )
+
+
+def _as_full(protocol: str) -> str:
+    """Lists of some length stand beside the whole catalogue, up to their own length."""
+    return re.sub(r"-top\d+-", "-full-", protocol)
+
+
+def metrics_of(answers: Answers) -> list[str]:
+    """The metrics that answers can be compared by: those of accuracy, more being better.
+
+    Of lists that another system made, those that ask for no more items than the lists hold.
+    """
+    if answers.of_clicks:
+        return list(CLICK_METRICS)
+    listed = re.search(r"-top(\d+)-", answers.protocol)
+    names = []
+    for name in answers.frame.columns:
+        metric, _, k = name.rpartition("_")
+        if metric in ACCURACY and k.isdigit() and (listed is None or int(k) <= int(listed[1])):
+            names.append(name)
+    return names
+
+
+def compare(
+    reference: Answers,
+    others: Sequence[Answers],
+    metric: str,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[Interval, list[Comparison]]:
+    """A reference model beside others.
+
+    Args:
+        reference: the model that is looked at.
+        others: what it is held against.
+        metric: a column of the files with one row a question; of clicks auc, gauc or logloss.
+        resamples: draws of users.
+        seed: of the draws.
+        level: of the intervals; a difference is a verdict when its corrected p-value is below
+            1 − level.
+
+    Returns:
+        The reference's own mean, and one comparison for each other.
+
+    Raises:
+        CompareError: other questions, no such metric, or so few draws that no difference, however
+            clear, could be told.
+    """
+    if 2 * len(others) >= (1 - level) * (resamples + 1):
+        needed = int(2 * len(others) / (1 - level)) + 1
+        raise CompareError(
+            f"resamples={resamples} cannot tell any of {len(others)} differences at level {level}: "
+            f"take at least {needed:,}"
+        )
+    for answers in others:
+        check_same_questions(reference, answers)
+    for answers in (reference, *others):
+        if metric not in (known := metrics_of(answers)):
+            raise CompareError(
+                f"metric={metric} is not among what {answers.name} was measured by: "
+                f"{', '.join(known)}"
+            )
+    draws = _Draws(resamples, seed, level)
+    held = [_beside(reference, other, metric, draws) for other in others]
+    corrected = holm([difference.p_value for _, difference, _ in held])
+    enough = len(reference.frame) >= ENOUGH and reference.frame["user"].n_unique() >= ENOUGH_USERS
+    found = []
+    for other, (value, difference, moved_N), p in zip(others, held, corrected, strict=True):
+        relative = None
+        if not reference.of_clicks:
+            ours_N, theirs_N = (a.frame[metric].to_numpy() for a in (reference, other))
+            relative = bootstrap_gain(
+                ours_N, theirs_N, reference.users, resamples=resamples, seed=seed, level=level
+            )
+        verdict: Verdict = "no difference shown"
+        if not enough:
+            verdict = "too few"
+        elif p < 1 - level:
+            verdict = "better" if (difference.estimate > 0) != (metric == "logloss") else "worse"
+        ahead = -moved_N if metric == "logloss" else moved_N
+        found.append(
+            Comparison(
+                other=other.name,
+                value=value,
+                difference=difference,
+                relative=relative,
+                wins=int((ahead > 0).sum()),
+                ties=int((ahead == 0).sum()),
+                losses=int((ahead < 0).sum()),
+                p_holm=p,
+                verdict=verdict,
+                cohorts=cohort_table(reference.frame, moved_N, resamples=resamples, seed=seed)
+                if len(moved_N) == len(reference.frame)
+                else [],
+            )
+        )
+    own = _own(reference, metric, draws)
+    return own, found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction of p-values (Scand. J. Statist. 6, 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[i]))
+        corrected[i] = highest
+    return corrected
+
+
+def moved_most(
+    reference: Answers, other: Answers, metric: str, count: int = 5
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The users whose mean rises most and falls most from the other model to the reference.
+
+    Ties are settled by the change in rank of the answer, then by the user's id.
+
+    Returns:
+        Two frames of at most `count` rows: `user`, `questions`, `difference`, `rank` and
+        `rank_other` (of the user's first question; null is a miss).
+    """
+    rows = reference.frame.select(
+        "user",
+        "rank",
+        rank_other=other.frame["rank"],
+        difference=reference.frame[metric] - other.frame[metric],
+    )
+    users = (
+        rows.group_by("user", maintain_order=True)
+        .agg(
+            pl.len().alias("questions"),
+            pl.col("difference").mean(),
+            pl.col("rank").first(),
+            pl.col("rank_other").first(),
+        )
+        .with_columns(
+            gained=pl.col("rank_other").fill_null(1 << 40) - pl.col("rank").fill_null(1 << 40)
+        )
+    )
+    columns = ["user", "questions", "difference", "rank", "rank_other"]
+    up = users.filter(pl.col("difference") > 0).sort(
+        ["difference", "gained", "user"], descending=[True, True, False]
+    )
+    down = users.filter(pl.col("difference") < 0).sort(["difference", "gained", "user"])
+    return up.head(count).select(columns), down.head(count).select(columns)
+
+
+def _beside(
+    reference: Answers, other: Answers, metric: str, draws: _Draws
+) -> tuple[Interval, Interval, np.ndarray]:
+    """The other's mean, the difference, and the differences of the questions."""
+    if not reference.of_clicks:
+        values_N = other.frame[metric].to_numpy()
+        moved_N = reference.frame[metric].to_numpy() - values_N
+        value, difference = draws.of(np.column_stack([values_N, moved_N]), reference.users)
+        return value, difference, moved_N
+    labels_N = reference.frame["label"].to_numpy()
+    ours_N, theirs_N = (answers.frame["score"].to_numpy() for answers in (reference, other))
+    difference = paired_bootstrap(
+        labels_N,
+        reference.users,
+        ours_N,
+        theirs_N,
+        _click_metric(metric),
+        weighting=reference.weighting,
+        resamples=draws.resamples,
+        seed=draws.seed,
+        level=draws.level,
+    )
+    moved_N = np.empty(0)
+    if metric == "logloss":
+        moved_N = log_losses(labels_N, ours_N) - log_losses(labels_N, theirs_N)
+    return _own(other, metric, draws), difference, moved_N
+
+
+def _own(answers: Answers, metric: str, draws: _Draws) -> Interval:
+    frame = answers.frame
+    if not answers.of_clicks:
+        return draws.of(frame[metric].to_numpy()[:, None], answers.users)[0]
+    return bootstrap_metric(
+        frame["label"].to_numpy(),
+        answers.users,
+        frame["score"].to_numpy(),
+        _click_metric(metric),
+        weighting=answers.weighting,
+        resamples=draws.resamples,
+        seed=draws.seed,
+        level=draws.level,
+    )
+
+
+def _click_metric(name: str) -> Metric:
+    return CLICK_METRICS[CLICK_METRICS.index(name)]
