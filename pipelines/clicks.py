@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError, nearest
 from pipelines.entry import shipped
 from pipelines.fitting import SMALLER_IS_BETTER, click_batches, fit_model
-from pipelines.judging import digest_of, make_split, say
+from pipelines.judging import about_intervals, check_resamples, digest_of, make_split, say, shown
 from pipelines.paths import cache_dir
 from pipelines.schemas import (
+    CandidatesConfig,
     ClickEvaluationConfig,
     ClicksConfig,
     ClickTrainerConfig,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import polars as pl
     from torch import nn
 
+    from recsys.histories.audit import Finding
     from recsys.histories.clicks import ClickQuestions, ClickSplit
     from recsys.histories.features import EncodedColumns, Feature, FittedFeatures
     from recsys.histories.store import HistoryStore
@@ -60,6 +62,7 @@ class ClickJudge:
         columns: the features of this store.
         max_length: newest events of each history a ranker sees.
         evaluation: what is measured.
+        findings: of the split audit.
         leaking: whether the model was trained on some of the answers, or on what came later.
         trained_on: how the model was trained, where it was not on this split's training rows.
     """
@@ -71,6 +74,7 @@ class ClickJudge:
     columns: EncodedColumns
     max_length: int
     evaluation: ClickEvaluationConfig
+    findings: Sequence[Finding] = ()
     leaking: bool = False
     trained_on: str = ""
 
@@ -185,11 +189,25 @@ def check_click_evaluation(evaluation: ClickEvaluationConfig, monitor: str | Non
         raise ConfigError(
             f"evaluation.calibration_bins must be at least 1, not {evaluation.calibration_bins}"
         )
+    check_resamples(evaluation.resamples)
     known = ["auc", "gauc", *SMALLER_IS_BETTER]
     known += [f"{kind}_{k}" for k in evaluation.ks for kind in ("request_ndcg", "request_mrr")]
     if monitor is not None and monitor not in known:
         hint = nearest(monitor, known) or f" Known: {', '.join(known)}."
         raise ConfigError(f"trainer.monitor: there is no metric '{monitor}'.{hint}")
+
+
+def check_candidates(candidates: CandidatesConfig) -> None:
+    """Refuses candidates beside click questions, which are about one item each.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if candidates.name != "full":
+        raise ConfigError(
+            f"candidate_set={candidates.name} is of next-item questions: a click question is about "
+            "one item; leave it out"
+        )
 
 
 def check_defined(monitor: str, asked: ClickQuestions, evaluation: ClickEvaluationConfig) -> None:
@@ -319,7 +337,7 @@ def _shown_clicks(split: SplitConfig, questions: ClicksConfig, store: HistorySto
     if isinstance(split, LeaveOneOutConfig):
         unused = ["validation_users", "seed"]
     elif isinstance(split, TimeConfig):
-        unused = ["target", "new_users"]
+        unused = ["target", "new_users", "test_until"]
     of_no_use = "says nothing about impressions, all of which are asked: leave it out"
     refuse_unused("questions", questions, ["skip_first"], of_no_use)
     refuse_unused("split", split, unused, of_no_use)
@@ -551,10 +569,10 @@ def click_table(judge: ClickJudge, rows: list[dict[str, Any]], title: str) -> st
         f"{title} · test/{judge.protocol} · {len(judge.split.test):,} questions, "
         f"{judge.store.catalogue_size - 1:,} items\n({judge.legend})\n"
         f"(GAUC: weighted by {judge.evaluation.gauc_weighting}; {excluded:,} users without both "
-        "classes left out)\n"
+        f"classes left out)\n{about_intervals(rows)}"
     )
     return table_text(
-        [{"model": row["model"], **row["metrics"]} for row in rows],
+        [shown(row) for row in rows],
         heading,
         {"model": "model", **click_columns(judge)},
     )

@@ -5,33 +5,41 @@ Examples:
   python -m pipelines.evaluate run=RUN_ID evaluation.filter_seen=false
   python -m pipelines.evaluate run=CLICK_RUN_ID evaluation.gauc_weighting=clicks
   python -m pipelines.evaluate run=RUN_ID data=log data.path=newer.parquet
+  python -m pipelines.evaluate recommendations=their_top100.parquet data=ml_1m split=loo
 
-The same code as in training: the same store and settings give the same digits (data and split are
-the run's own unless given; evaluation is as given here). Any store with the same items will do. The
-results, one row a question among them, become a run of their own.
+The same code as in training: the same store and settings give the same digits. Data, split and what
+is measured are the run's own unless given; any store with the same items will do. The results, one
+row a question and a report among them, become a run of their own.
+
+Lists that another system made (columns user, item, and rank or score) get the same report.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError, build
 from pipelines.clicks import (
     ClickJudge,
+    check_candidates,
     check_click_evaluation,
     click_baselines,
     click_judge,
     click_table,
     make_click_split,
 )
-from pipelines.entry import as_yaml, compose, main
+from pipelines.entry import as_yaml, main
+from pipelines.examining import audited, examined, make_candidates, reporting_metric
+from pipelines.examining_clicks import examined_clicks
 from pipelines.ingest import make_store
 from pipelines.judging import (
     Judge,
-    ask_all,
     baselines,
+    check_columns,
     check_evaluation,
     file_name,
     make_split,
@@ -41,7 +49,7 @@ from pipelines.judging import (
     table,
 )
 from pipelines.paths import artifact_root, cache_dir, tracking_uri
-from pipelines.result import check_result_path, write_result
+from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
@@ -53,14 +61,14 @@ from pipelines.schemas import (
 from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
+    from recsys.histories.store import HistoryStore
     from recsys.tracking.run import RunInfo
 
 
 def implied(overrides: list[str]) -> list[str]:
-    """`evaluation=` as the run's own where something of it is set and none was chosen."""
+    """What of `evaluation` and `candidate_set` was not said is as in the run's training."""
     given = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in overrides)}
-    of_evaluation = any(key.startswith("evaluation.") for key in given)
-    if not of_evaluation or "evaluation" in given or "run" not in given:
+    if "run" not in given:
         return []
     import yaml
 
@@ -70,20 +78,41 @@ def implied(overrides: list[str]) -> list[str]:
     if info.tags.get("pipeline") != "train":
         return []  # refused later on
     trained = yaml.safe_load(info.artifact("config.yaml").read_text(encoding="utf-8"))
-    return [f"evaluation={trained['evaluation']['name']}"]
+    return [
+        setting
+        for group in ("evaluation", "candidate_set")
+        if group in trained and group not in given
+        for setting in _as_overrides(group, trained[group], given)
+    ]
+
+
+def _as_overrides(group: str, own: dict[str, Any], given: dict[str, str]) -> list[str]:
+    return [f"{group}={own['name']}"] + [
+        f"{group}.{key}={json.dumps(value)}"
+        for key, value in own.items()
+        if key != "name" and f"{group}.{key}" not in given
+    ]
 
 
 def run(config: EvaluateConfig) -> None:
     """Load, ask, report."""
     started = time.perf_counter()
     check_result_path(config.result)
+    if (config.run is None) == (config.recommendations is None):
+        raise ConfigError(
+            "run= names the run whose model is judged, recommendations= the file of another "
+            "system's lists: one of them is needed, and only one"
+        )
     if isinstance(config.evaluation, EvaluationConfig):
         check_evaluation(config.evaluation)
     else:
         check_click_evaluation(config.evaluation)
+    if config.run is None:
+        judge_recommendations(config, started)
+        return
     import yaml
 
-    from recsys.tracking.run import TrackedRun, environment_tags, load_run
+    from recsys.tracking.run import load_run
 
     uri = config.tracking.uri or tracking_uri()
     info = load_run(uri, config.run)
@@ -95,10 +124,7 @@ def run(config: EvaluateConfig) -> None:
     text = info.artifact("config.yaml").read_text(encoding="utf-8")
     trained = build(TrainConfig, yaml.safe_load(text), lambda key: f" in run {info.run_id}")
     data, split_config = config.data or trained.data, config.split or trained.split
-    clicks = isinstance(trained.evaluation, ClickEvaluationConfig)
     evaluation = config.evaluation
-    if clicks and evaluation == compose("evaluate", EvaluateConfig, ["run=latest"]).evaluation:
-        evaluation = trained.evaluation  # nothing was said about it
     if evaluation.name != trained.evaluation.name:
         raise ConfigError(
             f"evaluation={evaluation.name} does not go with run {info.run_id} ('{info.name}'), "
@@ -113,7 +139,7 @@ def run(config: EvaluateConfig) -> None:
 
     folder = info.artifact("model")
     described = read_description(folder)
-    from recsys.histories.store import HistoryStore, open_store
+    from recsys.histories.store import open_store
 
     def accept(store: HistoryStore) -> None:
         if store.item_vocabulary.fingerprint != described["item_vocabulary"]:
@@ -123,6 +149,7 @@ def run(config: EvaluateConfig) -> None:
                 f"{store.catalogue_size - 1:,} here): a model can only be judged on items it "
                 "knows; leave out data= to take the run's own"
             )
+        check_columns(evaluation, store)
         if isinstance(trained.questions, ClicksConfig):
             make_click_split(split_config, trained.questions, store)
         else:
@@ -137,15 +164,25 @@ def run(config: EvaluateConfig) -> None:
         from recsys.histories.features import FittedFeatures
 
         features = FittedFeatures.load(folder / "features.json")
+        check_candidates(config.candidate_set)
         judge = click_judge(
             trained, store, split=split_config, evaluation=evaluation, features=features
         )
+        judge = replace(judge, findings=audited(store, judge.split, config.audit))
         if unknown := judge.unknown_values("test"):
             said = ", ".join(f"{name} {count:,}" for name, count in unknown.items())
             say(f"values that training did not know, in the test questions: {said}")
     else:
         filter_seen = evaluation.filter_seen and not data.repeats
-        judge = Judge(store, make_split(split_config, store), evaluation, filter_seen)
+        split = make_split(split_config, store)
+        judge = Judge(
+            store,
+            split,
+            evaluation,
+            filter_seen,
+            candidates=make_candidates(config.candidate_set, store, split),
+            findings=audited(store, split, config.audit),
+        )
     say(split_counts(judge.split))
     if config.data is not None or config.split is not None:
         judge = with_leaks(config, trained, judge, info)
@@ -156,33 +193,131 @@ def run(config: EvaluateConfig) -> None:
     elif evaluation.baselines and isinstance(judge, Judge):
         beside = baselines(judge, trained.trainer.monitor, data.repeats)
         models |= {baseline.name: baseline for baseline in beside}
+    track(
+        config,
+        judge,
+        models,
+        f"evaluate {info.name}",
+        {"evaluates": info.run_id},
+        data.name,
+        started,
+    )
+
+
+def judge_recommendations(config: EvaluateConfig, started: float) -> None:
+    """Another system's lists, beside the baselines.
+
+    Raises:
+        ConfigError: data or split are not said, or settings that do not go with lists.
+        ListError: lists that cannot be judged.
+    """
+    from recsys.evaluation.given_lists import judge_lists
+    from recsys.histories.store import open_store
+    from recsys.logs.files import sha256_of
+
+    assert config.recommendations is not None
+    path, data, split_config = Path(config.recommendations), config.data, config.split
+    if data is None or split_config is None:
+        missing = " and ".join(
+            name for name, value in (("data=", data), ("split=", split_config)) if value is None
+        )
+        raise ConfigError(f"recommendations={path}: {missing} must say what the lists answer")
+    if not isinstance(config.evaluation, EvaluationConfig):
+        raise ConfigError("recommendations= answers next-item questions: take evaluation=next_item")
+    if config.leaks != "refuse":
+        raise ConfigError(
+            f"leaks={config.leaks} does not go with recommendations=: nobody knows what another "
+            "system was trained on; leave it out"
+        )
+    if config.candidate_set.name != "full":
+        raise ConfigError(
+            f"candidate_set={config.candidate_set.name} does not go with recommendations=, whose "
+            "lists are chosen already"
+        )
+
+    evaluation, filter_seen = config.evaluation, config.evaluation.filter_seen and not data.repeats
+
+    def accept_lists(made: HistoryStore) -> None:
+        make_split(split_config, check_columns(evaluation, made))
+
+    store = open_store(make_store(data, accept_lists))
+    say_unusable(store)
+    split = make_split(split_config, store)
+    say(split_counts(split))
+    findings = audited(store, split, config.audit)
+    judge = Judge(store, split, evaluation, filter_seen, findings=findings)
+    ranking = judge_lists(
+        path,
+        store,
+        split.test,
+        filter_seen=filter_seen,
+        k=max(evaluation.ks),
+        tie_seed=evaluation.tie_seed,
+    )
+    if max(evaluation.ks) > ranking.counts["longest"]:
+        raise ConfigError(
+            f"evaluation.ks={evaluation.ks}: the longest list of {path} holds "
+            f"{ranking.counts['longest']} items, beyond which nothing can be said"
+        )
+    judge = replace(judge, listed=ranking.counts["longest"])
+    if seen := ranking.counts["listed_seen"]:
+        say(f"{seen:,} of the {ranking.counts['listed']:,} listed items are in the user's history")
+    if other := ranking.counts["users_not_asked"]:
+        say(f"{other:,} users have lists and are not asked")
+    beside = []
+    if evaluation.baselines:
+        beside = baselines(judge, reporting_metric(evaluation.ks), data.repeats)
+    name = path.stem
+    if name in {baseline.name for baseline in beside}:
+        name = f"{name} of {path.name}"  # not our baseline of that name
+    models: dict[str, Any] = {name: ranking}
+    models |= {baseline.name: baseline for baseline in beside}
+    digest = {"recommendations": sha256_of(path)}
+    track(config, judge, models, f"evaluate {path.name}", digest, data.name, started)
+
+
+def track(
+    config: EvaluateConfig,
+    judge: Judge | ClickJudge,
+    models: dict[str, Any],
+    name: str,
+    tags: dict[str, str],
+    title: str,
+    started: float,
+) -> None:
+    """Asks the models, and leaves a run with what they answered."""
+    from recsys.tracking.run import TrackedRun, environment_tags
+
     with TrackedRun.start(
-        uri=uri,
+        uri=config.tracking.uri or tracking_uri(),
         artifact_root=str(artifact_root()),
         experiment=config.tracking.experiment,
-        run_name=f"evaluate {info.name}",
+        run_name=name,
         params=asdict(config),
         config_yaml=as_yaml(config),
         tags={
             **environment_tags(),
-            "evaluates": info.run_id,
-            "store": store.fingerprint,
+            **tags,
+            "store": judge.store.fingerprint,
             "protocol": judge.protocol,
         },
         pipeline="evaluate",
     ) as tracked:
-        rows = ask_all(judge, models, tracked.artifact_frame)
+        if isinstance(judge, Judge):
+            rows = examined(judge, models, tracked, title)
+        else:
+            rows = examined_clicks(judge, models, tracked, title)
         tracked.metrics(rows[0]["metrics"], 0)
         for row in rows[1:]:
             prefix = f"baseline/{file_name(row['model'])}"
             tracked.metrics({f"{prefix}/{name}": v for name, v in row["metrics"].items()}, 0)
         text = (
-            table(judge, rows, data.name)
+            table(judge, rows, title)
             if isinstance(judge, Judge)
-            else click_table(judge, rows, data.name)
+            else click_table(judge, rows, title)
         )
         tracked.artifact_text("table.txt", text + "\n")
-        tracked.artifact_json("table.json", rows)
+        tracked.artifact_json("table.json", without_nan(rows))
         seconds = time.perf_counter() - started
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     say("")

@@ -180,6 +180,7 @@ def _beside(path: str, what: str) -> str | None:
 def run(config: IngestConfig) -> None:
     """Make the store, print its report and write the result."""
     from recsys.histories.ingest_report import read_report, render_report
+    from recsys.histories.store import open_store
     from recsys.training.memory import keep_freed_memory
 
     started = time.perf_counter()
@@ -188,6 +189,7 @@ def run(config: IngestConfig) -> None:
     folder = make_store(config.data)
     report = read_report(folder)
     print(render_report(report))
+    say_audit(config, open_store(folder))
     print(f"Store: {folder}")
     numbers: dict[str, Any] = {
         name: value
@@ -202,6 +204,27 @@ def run(config: IngestConfig) -> None:
         store=str(folder),
         fingerprint=report["fingerprint"],
     )
+
+
+def say_audit(config: IngestConfig, store: HistoryStore) -> None:
+    """The audit of the split that is configured, if the log gives one.
+
+    Raises:
+        AuditError: beyond a threshold.
+        SplitError: thresholds are set, and the split cannot be made.
+    """
+    from pipelines.examining import audited
+    from pipelines.judging import make_split
+    from recsys.histories.questions import SplitError
+
+    try:
+        split = make_split(config.split, store)
+    except SplitError as error:
+        if any(limit is not None for limit in asdict(config.audit).values()):
+            raise
+        print(f"split audit: split={config.split.name} cannot be made of this log: {error}")
+        return
+    audited(store, split, config.audit)
 
 
 def _say(message: str) -> None:

@@ -8,28 +8,38 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pipelines.paths import cache_dir
-from pipelines.schemas import EvaluationConfig, ShareConfig, SplitConfig, TimeConfig
+from pipelines.schemas import (
+    ClickEvaluationConfig,
+    EvaluationConfig,
+    ShareConfig,
+    SplitConfig,
+    TimeConfig,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-    from recsys.evaluation.ranking import Encoder, Scorer
+    from recsys.evaluation.candidates import Candidates
+    from recsys.evaluation.intervals import Interval
+    from recsys.evaluation.ranking import Encoder, Ranking, Scorer
+    from recsys.histories.audit import Finding
     from recsys.histories.clicks import ClickQuestions, ClickSplit
     from recsys.histories.questions import Questions, Split
     from recsys.histories.store import HistoryStore
     from recsys.models.baselines.tuning import Baseline
 
-BASELINE_CACHE_VERSION = 1
+BASELINE_CACHE_VERSION = 2
 
 
 def say(text: str) -> None:
@@ -48,6 +58,7 @@ def make_split(split: SplitConfig, store: HistoryStore) -> Split:
             test_cut=split.test_cut,
             target=split.target,
             new_users=split.new_users,
+            test_until=split.test_until,
         )
     if isinstance(split, ShareConfig):
         return user_share(store, split.share)
@@ -110,6 +121,10 @@ class Judge:
         evaluation: cut-offs, filter, order of ties.
         filter_seen: whether items of the history are left out: the setting, unless the data say
             that repeats are right answers.
+        candidates: what each question of "val" and of "test" lets a model choose from; None: the
+            whole catalogue.
+        findings: of the split audit.
+        listed: length of the lists that another system made, where such are judged.
         leaking: whether the model was trained on some of the answers, or on what came later.
         trained_on: how the model was trained, where it was not on this split's training rows.
     """
@@ -118,6 +133,9 @@ class Judge:
     split: Split
     evaluation: EvaluationConfig
     filter_seen: bool
+    candidates: Mapping[str, Candidates] | None = None
+    findings: Sequence[Finding] = ()
+    listed: int | None = None
     leaking: bool = False
     trained_on: str = ""
 
@@ -126,7 +144,11 @@ class Judge:
         """As it stands in metric names."""
         from recsys.evaluation.report import protocol_name
 
-        return protocol_name(self.split.protocol, self.filter_seen) + "-leaking" * self.leaking
+        candidates = "full" if self.candidates is None else self.candidates["test"].name
+        if self.listed is not None:
+            candidates = f"top{self.listed}"
+        name = protocol_name(self.split.protocol, self.filter_seen, candidates)
+        return name + "-leaking" * self.leaking
 
     @property
     def legend(self) -> str:
@@ -134,7 +156,12 @@ class Judge:
         seen = (
             "items already in the history left out" if self.filter_seen else "all items, seen too"
         )
-        return f"{self.split.in_words}; whole catalogue ranked, {seen}{self.trained_on}"
+        ranked = "whole catalogue ranked"
+        if self.candidates is not None:
+            ranked = self.candidates["test"].in_words
+        if self.listed is not None:
+            ranked = f"lists of at most {self.listed:,} items, an answer beyond them is a miss"
+        return f"{self.split.in_words}; {ranked}, {seen}{self.trained_on}"
 
     def name(self, stage: str, metric: str) -> str:
         """Full name of a metric."""
@@ -146,22 +173,33 @@ class Judge:
         self, model: Encoder | Scorer, stage: str
     ) -> tuple[dict[str, float], pl.DataFrame, dict[str, int]]:
         """Metrics by full name, one row a question, and what was counted."""
-        from recsys.evaluation.ranking import rank
-        from recsys.evaluation.report import per_question_frame, summarise
+        return self.report(self.rank(model, stage), stage)
 
-        questions = self.questions(stage)
-        ks = self.evaluation.ks
-        ranking = rank(
+    def rank(self, model: Encoder | Scorer, stage: str) -> Ranking:
+        """What a model answers to the questions of a stage."""
+        from recsys.evaluation.ranking import rank
+
+        return rank(
             model,
             self.store,
-            questions,
+            self.questions(stage),
             filter_seen=self.filter_seen,
-            k=max(ks),
+            k=max(self.evaluation.ks),
+            candidates=None if self.candidates is None else self.candidates[stage],
             tie_seed=self.evaluation.tie_seed,
         )
+
+    def report(
+        self, ranking: Ranking, stage: str
+    ) -> tuple[dict[str, float], pl.DataFrame, dict[str, int]]:
+        """Metrics by full name, one row a question, and what was counted, of these answers."""
+        from recsys.evaluation.report import per_question_frame, summarise
+
+        ks = self.evaluation.ks
         values = summarise(ranking, self.store, ks)
         named = {self.name(stage, metric): value for metric, value in values.items()}
-        return named, per_question_frame(ranking, self.store, questions, ks), ranking.counts
+        frame = per_question_frame(ranking, self.store, self.questions(stage), ks)
+        return named, frame, ranking.counts
 
     def score(self, model: Encoder | Scorer, stage: str, metric: str) -> float:
         """One metric of a model."""
@@ -184,6 +222,9 @@ def check_evaluation(evaluation: EvaluationConfig, monitor: str | None = None) -
         raise ValueError(
             f"evaluation.ks must hold cut-offs from 1, such as [5,10,20], not {evaluation.ks}"
         )
+    check_resamples(evaluation.resamples)
+    if evaluation.tie_orders < 0:
+        raise ValueError(f"evaluation.tie_orders must be at least 0, not {evaluation.tie_orders}")
     if monitor is None:
         return
     kinds = ("hr", "ndcg", "mrr", "recall", "precision", "map")
@@ -194,8 +235,39 @@ def check_evaluation(evaluation: EvaluationConfig, monitor: str | None = None) -
         raise ValueError(f"trainer.monitor: there is no metric '{monitor}'.{hint}")
 
 
+def check_resamples(resamples: int) -> None:
+    """Refuses numbers of draws that give no interval.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if resamples < 0 or resamples == 1:
+        raise ValueError(
+            f"evaluation.resamples must be 0, for no intervals, or at least 2, not {resamples}"
+        )
+
+
+def check_columns(
+    evaluation: EvaluationConfig | ClickEvaluationConfig, store: HistoryStore
+) -> HistoryStore:
+    """Refuses cohorts and genres that these data do not have, before anything is trained.
+
+    Returns:
+        The store.
+
+    Raises:
+        CohortError: naming the nearest.
+    """
+    from recsys.evaluation.cohorts import check_cohorts, item_column
+
+    check_cohorts(evaluation.cohorts, store)
+    if isinstance(evaluation, EvaluationConfig) and evaluation.genres is not None:
+        item_column(evaluation.genres, store)
+    return store
+
+
 def baselines(judge: Judge, monitor: str, repeats: bool) -> list[Baseline]:
-    """Popularity, Markov, ItemKNN and EASE, tuned on validation, from the cache where it has them.
+    """The five baselines, tuned on validation, from the cache where it has them.
 
     Args:
         judge: asks the validation questions.
@@ -270,6 +342,7 @@ def _read_baselines(folder: Path) -> list[Baseline] | None:
     import numpy as np
 
     from recsys.models.baselines.ease import EASE
+    from recsys.models.baselines.ials import IALS
     from recsys.models.baselines.item_knn import ItemKNN
     from recsys.models.baselines.markov import LastItemMarkov
     from recsys.models.baselines.popularity import Popularity
@@ -278,7 +351,7 @@ def _read_baselines(folder: Path) -> list[Baseline] | None:
         return None
     models: list[Baseline] = []
     try:
-        for kind in (Popularity, LastItemMarkov, ItemKNN, EASE):
+        for kind in (Popularity, LastItemMarkov, ItemKNN, EASE, IALS):
             with np.load(folder / f"{kind.__name__}.npz", allow_pickle=False) as arrays:
                 models.append(kind.from_state(dict(arrays)))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -307,43 +380,6 @@ def _write_baselines(folder: Path, models: list[Baseline], facts: Mapping[str, A
     write_text(folder / "trials.json", json.dumps(facts, indent=1))
 
 
-class Asks(Protocol):
-    """A judge: `Judge`, or `pipelines.clicks.ClickJudge`."""
-
-    def ask(self, model: Any, stage: str) -> tuple[dict[str, float], pl.DataFrame, dict[str, int]]:
-        """Metrics by full name, one row a question, and what was counted."""
-        ...
-
-
-def ask_all(
-    judge: Asks,
-    models: Mapping[str, Any],
-    keep: Callable[[str, pl.DataFrame], None],
-) -> list[dict[str, Any]]:
-    """Asks every model the test questions.
-
-    Args:
-        judge: asks.
-        models: by name, in the table's order.
-        keep: takes a file's name and the frame with one row a question.
-
-    Returns:
-        `{"model": name, "metrics": {full name: value}}` each.
-    """
-    rows = []
-    counts: dict[str, int] = {}
-    for name, model in models.items():
-        metrics, frame, counts = judge.ask(model, "test")
-        keep(f"per_question/test/{file_name(name)}.parquet", frame)
-        rows.append({"model": name, "metrics": metrics})
-    if cold := counts.get("questions_cold", 0):
-        say(f"{cold:,} questions come from users without history: they are asked too")
-    missed = counts.get("answers_filtered", 0)
-    if missed:
-        say(f"{missed:,} answers are in their own history and left out: they count as misses")
-    return rows
-
-
 def file_name(model: str) -> str:
     """A model's name, legal in MLflow's names."""
     return model.replace("@", ":").replace("+", "and")
@@ -360,9 +396,46 @@ def table(judge: Judge, rows: list[dict[str, Any]], title: str) -> str:
         columns[judge.name("test", f"{metric}_{k}")] = f"{label}@{k}"
     heading = (
         f"{title} · test/{judge.protocol} · {len(judge.split.test):,} questions, "
-        f"{judge.store.catalogue_size - 1:,} items\n({judge.legend})\n"
+        f"{judge.store.catalogue_size - 1:,} items\n({judge.legend})\n{about_intervals(rows)}"
     )
-    return table_text([{"model": row["model"], **row["metrics"]} for row in rows], heading, columns)
+    return table_text([shown(row) for row in rows], heading, columns)
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the final table: numbers, or text where there is an interval."""
+    from recsys.evaluation.intervals import Interval
+
+    cells = {"model": row["model"], **row["metrics"]}
+    for metric, (low, high) in row.get("intervals", {}).items():
+        cells[metric] = interval_text(Interval(cells[metric], low, high))
+    return cells
+
+
+def about_intervals(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The line that says what the brackets are; "" where there are none."""
+    said = "([…]: where 95 % of the means lie when users are drawn anew)\n"
+    return said if any("intervals" in row for row in rows) else ""
+
+
+def share(value: float, signed: bool = False) -> str:
+    """Four digits, without the leading zero.
+
+    >>> share(0.05), share(0.05, signed=True), share(-1.25)
+    ('.0500', '+.0500', '-1.2500')
+    """
+    return re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{'+' if signed else ''}.4f}")
+
+
+def interval_text(interval: Interval, signed: bool = False) -> str:
+    """As it stands in tables and sentences.
+
+    >>> from recsys.evaluation.intervals import Interval
+    >>> interval_text(Interval(0.12, -0.1, 0.2), signed=True)
+    '+.1200 [-.1000, +.2000]'
+    """
+    ends = interval.estimate, interval.low, interval.high
+    estimate, low, high = (share(end, signed) for end in ends)
+    return f"{estimate} [{low}, {high}]"
 
 
 def show_progress() -> bool:

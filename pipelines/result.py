@@ -26,6 +26,19 @@ def check_result_path(path: str | None) -> None:
         raise ValueError(f"result={path} is a folder: add the name of a file in it.")
 
 
+def without_nan(value: Any) -> Any:
+    """Values as JSON knows them: null for a number that is not defined.
+
+    >>> without_nan({"a": [1.0, float("nan")]})
+    {'a': [1.0, None]}
+    """
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and value != value else value
+
+
 def write_result(
     path: str | None,
     *,
@@ -48,10 +61,6 @@ def write_result(
 
     if path is None:
         return
-    rows = [
-        {**row, "metrics": {k: None if v != v else v for k, v in row["metrics"].items()}}
-        for row in rows
-    ]
     table = {
         "run_id": run_id,
         "seconds": round(seconds, 3),
@@ -59,4 +68,4 @@ def write_result(
         "rows": list(rows),
         **more,
     }
-    write_text(Path(path), json.dumps(table, indent=2, allow_nan=False) + "\n")
+    write_text(Path(path), json.dumps(without_nan(table), indent=2, allow_nan=False) + "\n")

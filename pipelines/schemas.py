@@ -245,6 +245,7 @@ class TimeConfig:
         target: which events after a cut are answers: each user's "last", "first", "all" together,
             or "successive", one question each.
         new_users: whether users without events before a cut are asked too.
+        test_until: where the test ends, as the cuts are said; null: with the log.
     """
 
     name: Literal["time"]
@@ -252,6 +253,7 @@ class TimeConfig:
     test_cut: float | str
     target: Literal["last", "first", "all", "successive"]
     new_users: Literal["asked", "left_out"]
+    test_until: float | str | None = None
 
 
 SplitConfig = LeaveOneOutConfig | ShareConfig | TimeConfig
@@ -537,6 +539,46 @@ TrainerConfig = NextItemTrainerConfig | ClickTrainerConfig
 
 
 @dataclass(frozen=True)
+class FullCandidatesConfig:
+    """The whole catalogue is ranked."""
+
+    name: Literal["full"]
+
+
+@dataclass(frozen=True)
+class SampledCandidatesConfig:
+    """`recsys.evaluation.candidates.sampled`: the answers among items that the user never had.
+
+    Attributes:
+        name: of the candidates.
+        count: items drawn for each question.
+        sampling: "uniform" over the catalogue, or by "popularity" in training.
+        seed: of the draw.
+    """
+
+    name: Literal["sampled"]
+    count: int
+    sampling: Literal["uniform", "popularity"]
+    seed: int
+
+
+@dataclass(frozen=True)
+class GivenCandidatesConfig:
+    """`recsys.evaluation.candidates.given`: lists from a file.
+
+    Attributes:
+        name: of the candidates.
+        path: a Parquet file with the columns user and item.
+    """
+
+    name: Literal["given"]
+    path: str
+
+
+CandidatesConfig = FullCandidatesConfig | SampledCandidatesConfig | GivenCandidatesConfig
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured of next-item questions.
 
@@ -546,6 +588,13 @@ class EvaluationConfig:
         filter_seen: leave items of the question's own history out of the candidates.
         tie_seed: of the order among equal scores.
         baselines: also fit, tune and judge the baselines.
+        cohorts: parts in which the test is also looked at: history_length, recency, popularity,
+            repeat, or user.COLUMN and item.COLUMN of the data's features.
+        genres: the item column, such as item.genres, behind diversity and calibration; null leaves
+            them out.
+        resamples: draws of users behind each interval; 0 gives none.
+        tie_orders: other orders of events of equal time in which the model is asked again, to see
+            how far its metrics hang on the order of a file.
     """
 
     name: Literal["next_item"]
@@ -553,6 +602,10 @@ class EvaluationConfig:
     filter_seen: bool
     tie_seed: int
     baselines: bool
+    cohorts: list[str] = field(default_factory=list)
+    genres: str | None = None
+    resamples: int = 0
+    tie_orders: int = 0
 
 
 @dataclass(frozen=True)
@@ -565,6 +618,9 @@ class ClickEvaluationConfig:
         gauc_weighting: of a user's AUC: by "impressions", "clicks", or all "users" alike.
         calibration_bins: of the expected calibration error.
         baselines: also train and judge the baselines.
+        cohorts: parts in which the test is also looked at: history_length, recency, popularity,
+            repeat, or user.COLUMN and item.COLUMN of the data's features.
+        resamples: draws of users behind each interval; 0 gives none.
     """
 
     name: Literal["clicks"]
@@ -572,6 +628,34 @@ class ClickEvaluationConfig:
     gauc_weighting: Literal["impressions", "clicks", "users"]
     calibration_bins: int
     baselines: bool
+    cohorts: list[str] = field(default_factory=list)
+    resamples: int = 0
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Shares beyond which a split is refused; null allows any. `recsys.histories.audit` has them.
+
+    Attributes:
+        future: training events later than a test question, over all pairs of the two.
+        future_questions: test questions with any training event that is not earlier.
+        duplicates: answers whose user, item and time stand in the same user's training too.
+        ties: answers at the very time of another event of the user.
+        cold_users: test questions of users without training events.
+        cold_items: answers that no training event holds.
+        repeats: answers that the history holds already.
+    """
+
+    future: float | None = None
+    future_questions: float | None = None
+    duplicates: float | None = None
+    ties: float | None = None
+    cold_users: float | None = None
+    cold_items: float | None = None
+    repeats: float | None = None
+
+
+NO_AUDIT = AuditConfig()
 
 
 @dataclass(frozen=True)
@@ -593,10 +677,14 @@ class IngestConfig:
 
     Attributes:
         data: the log and how it is cleaned.
+        split: which events would be questions: what the split audit looks at.
+        audit: what the split may look like.
         result: a file for the final table as JSON.
     """
 
     data: DataConfig
+    split: SplitConfig
+    audit: AuditConfig
     result: str | None
 
 
@@ -618,6 +706,8 @@ class TrainConfig:
         resume: a run id, which goes on with that run's own settings, or a checkpoint file.
         plan: only say what training would take: memory by part, and time from a short probe.
         result: a file for the final table as JSON.
+        candidate_set: what a question lets a model choose from.
+        audit: what the split may look like.
     """
 
     data: DataConfig
@@ -633,6 +723,30 @@ class TrainConfig:
     resume: str | None
     result: str | None
     plan: bool = False
+    candidate_set: CandidatesConfig = FullCandidatesConfig("full")
+    audit: AuditConfig = NO_AUDIT
+
+
+@dataclass(frozen=True)
+class BacktestConfig(TrainConfig):
+    """Settings of `python -m pipelines.backtest`: those of train, and the cuts.
+
+    Attributes:
+        seed: of everything random.
+        name: of the run; null makes one up.
+        resume: not of use here.
+        result: a file for the table as JSON.
+        plan: not of use here.
+        cuts: two or more moments, as shares of the events or ISO dates. Between each two that
+            follow each other lies a window; a model is trained on what comes before one window,
+            chosen on it, and asked about the next.
+        retrained: train a model for each window.
+        frozen: ask the first model about all later windows.
+    """
+
+    cuts: list[float | str] = field(default_factory=list)
+    retrained: bool = True
+    frozen: bool = True
 
 
 @dataclass(frozen=True)
@@ -646,15 +760,49 @@ class EvaluateConfig:
         evaluation: what is measured.
         leaks: what happens where the model was trained on answers of the test: "refuse", or "mark"
             every number's name with "leaking".
+        recommendations: lists of another system to judge in place of a run's model: a Parquet file
+            with the columns user, item and rank or score; data= and split= say what they answer.
+        candidate_set: what a question lets a model choose from.
+        audit: what the split may look like.
         tracking: where the run is kept.
         result: a file for the final table as JSON.
     """
 
-    run: str
+    run: str | None
+    recommendations: str | None
     data: DataConfig | None
     split: SplitConfig | None
     evaluation: EvaluationConfig | ClickEvaluationConfig
+    candidate_set: CandidatesConfig
+    audit: AuditConfig
     leaks: Literal["refuse", "mark"]
+    tracking: TrackingConfig
+    result: str | None
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Settings of `python -m pipelines.compare`.
+
+    Attributes:
+        runs: ids of tracked runs of train or evaluate; the first is looked at.
+        baselines: also hold it against the baselines of its own run.
+        metric: what is compared; null: ndcg_10 or the largest cut-off there is, of clicks auc.
+        resamples: draws of users behind each interval.
+        level: of the intervals.
+        seed: of the draws.
+        moved: users listed of those who gain and lose most.
+        tracking: where the runs are kept.
+        result: a file for the comparison as JSON.
+    """
+
+    runs: list[str]
+    baselines: bool
+    metric: str | None
+    resamples: int
+    level: float
+    seed: int
+    moved: int
     tracking: TrackingConfig
     result: str | None
 

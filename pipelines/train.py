@@ -27,6 +27,7 @@ from pipelines.checking import ConfigError, build
 from pipelines.clicks import (
     RANKERS,
     ClickJudge,
+    check_candidates,
     check_click_evaluation,
     check_defined,
     check_kinds,
@@ -39,6 +40,8 @@ from pipelines.clicks import (
     ranker_arguments,
 )
 from pipelines.entry import as_yaml, compose, main
+from pipelines.examining import audited, examined, make_candidates
+from pipelines.examining_clicks import examined_clicks
 from pipelines.fitting import (
     check_memory,
     choose_rows,
@@ -50,8 +53,8 @@ from pipelines.fitting import (
 from pipelines.ingest import make_store
 from pipelines.judging import (
     Judge,
-    ask_all,
     baselines,
+    check_columns,
     check_evaluation,
     file_name,
     make_split,
@@ -61,7 +64,7 @@ from pipelines.judging import (
     table,
 )
 from pipelines.paths import artifact_root, cache_dir, tracking_uri
-from pipelines.result import check_result_path, peak_memory_gb, write_result
+from pipelines.result import check_result_path, peak_memory_gb, without_nan, write_result
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
@@ -97,6 +100,33 @@ def run(config: TrainConfig) -> None:
     if config.plan:
         say_plan(config, judge)
         return
+    tracked_id, rows, seconds = tracked_training(config, judge, resumed, checkpoint, started)
+    say(final_table(judge, rows, config.data.name))
+    say(f"\n{seconds:.0f} s, {peak_memory_gb():.1f} GB at most. The run in the MLflow UI:")
+    say(how_to_open(tracked_id, config.tracking.uri))
+
+
+def tracked_training(
+    config: TrainConfig,
+    judge: Judge | ClickJudge,
+    resumed: str | None,
+    checkpoint: Path | None,
+    started: float,
+    parent: str | None = None,
+) -> tuple[str, list[dict[str, Any]], float]:
+    """Trains and judges inside a run.
+
+    Args:
+        config: the settings.
+        judge: asks.
+        resumed: the run to go on with.
+        checkpoint: what to go on from.
+        started: when the command began.
+        parent: the run below which this one is shown.
+
+    Returns:
+        The run's id, the final table's rows, and the seconds since the start.
+    """
     store, split, folder = judge.store, judge.split, judge.store.path
     assert folder is not None
     from recsys.histories.ingest_report import read_report
@@ -118,6 +148,7 @@ def run(config: TrainConfig) -> None:
             "protocol": judge.protocol,
             "seed": str(config.seed),
         },
+        parent_run_id=parent,
         run_id=resumed,
     ) as tracked:
         say(f"run {tracked.run_id} ({config.name or title})")
@@ -137,17 +168,16 @@ def run(config: TrainConfig) -> None:
         seconds = time.perf_counter() - started
         tracked.metrics({"cost/seconds": seconds, "cost/peak_memory_gb": peak_memory_gb()}, 0)
         say("")
-        title = config.data.name
-        text = (
-            table(judge, rows, title)
-            if isinstance(judge, Judge)
-            else click_table(judge, rows, title)
-        )
-        tracked.artifact_text("table.txt", text + "\n")
+        tracked.artifact_text("table.txt", final_table(judge, rows, config.data.name) + "\n")
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
-    say(text)
-    say(f"\n{seconds:.0f} s, {peak_memory_gb():.1f} GB at most. The run in the MLflow UI:")
-    say(how_to_open(tracked.run_id, config.tracking.uri))
+    return tracked.run_id, rows, seconds
+
+
+def final_table(judge: Judge | ClickJudge, rows: list[dict[str, Any]], title: str) -> str:
+    """The models beside each other."""
+    if isinstance(judge, Judge):
+        return table(judge, rows, title)
+    return click_table(judge, rows, title)
 
 
 def next_item_job(config: TrainConfig) -> Judge:
@@ -160,7 +190,10 @@ def next_item_job(config: TrainConfig) -> Judge:
     # Wrong arguments: said at once.
     choose_rows(config, make_model(config.model, catalogue_size=2, seed=config.seed))
     make_objective(config.objective, np.array([0, 1]))
-    folder = make_store(config.data, accept=lambda store: make_split(config.split, store))
+    folder = make_store(
+        config.data,
+        accept=lambda store: make_split(config.split, check_columns(evaluation, store)),
+    )
     from recsys.histories.store import open_store
 
     store = open_store(folder)
@@ -171,7 +204,15 @@ def next_item_job(config: TrainConfig) -> Judge:
         f"on, {len(split.validation):,} validation and {len(split.test):,} test questions"
     )
     say(split_counts(split))
-    return Judge(store, split, evaluation, evaluation.filter_seen and not config.data.repeats)
+    filter_seen = evaluation.filter_seen and not config.data.repeats
+    return Judge(
+        store,
+        split,
+        evaluation,
+        filter_seen,
+        candidates=make_candidates(config.candidate_set, store, split),
+        findings=audited(store, split, config.audit),
+    )
 
 
 def click_job(config: TrainConfig) -> ClickJudge:
@@ -180,11 +221,13 @@ def click_job(config: TrainConfig) -> ClickJudge:
     assert isinstance(questions, ClicksConfig) and isinstance(evaluation, ClickEvaluationConfig)
     assert not isinstance(model, SASRecConfig)
     check_click_evaluation(evaluation, config.trainer.monitor)
+    check_candidates(config.candidate_set)
     check_regularisers(config.objective)
     make_ranker(model, 2, {}, config.seed)  # wrong arguments: said at once
     monitor = config.trainer.monitor
 
     def accept(store: HistoryStore) -> None:
+        check_columns(evaluation, store)
         asked = make_click_split(config.split, questions, store).validation
         if monitor.startswith("request_") and not bool((asked.requests >= 0).any()):
             raise ConfigError(
@@ -197,6 +240,7 @@ def click_job(config: TrainConfig) -> ClickJudge:
     from recsys.histories.store import open_store
 
     judge = click_judge(config, open_store(folder))
+    judge = dataclasses.replace(judge, findings=audited(judge.store, judge.split, config.audit))
     store, split = judge.store, judge.split
     say(
         f"{config.data.name}: {store.events:,} events, {store.users:,} users, "
@@ -301,12 +345,16 @@ def train_and_judge(
         judge.features.save(folder / "features.json")
     tracked.artifact_file(folder)
 
-    rows = ask_all(judge, {title: model.eval(), **beside}, tracked.artifact_frame)
+    models = {title: model.eval(), **beside}
+    if isinstance(judge, ClickJudge):
+        rows = examined_clicks(judge, models, tracked, config.data.name)
+    else:
+        rows = examined(judge, models, tracked, config.data.name)
     tracked.metrics(rows[0]["metrics"], 0)
     for row in rows[1:]:
         prefix = f"baseline/{file_name(row['model'])}"
         tracked.metrics({f"{prefix}/{name}": v for name, v in row["metrics"].items()}, 0)
-    tracked.artifact_json("table.json", rows)
+    tracked.artifact_json("table.json", without_nan(rows))
     return rows
 
 

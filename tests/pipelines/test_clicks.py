@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.clicks import ClickJudge, click_baselines, click_judge
 from pipelines.entry import compose
+from pipelines.evaluate import implied
 from pipelines.evaluate import run as evaluate
 from pipelines.ingest import make_store
 from pipelines.recommend import run as recommend
@@ -123,6 +124,45 @@ def test_the_table_holds_every_baseline(trained: tuple[Place, dict[str, Any], st
     assert "planted · test/clicks · 80 questions" in printed
     heading = next(line for line in printed.splitlines() if line.startswith("model "))
     assert heading.split() == ["model", "AUC", "GAUC", "logloss", "NE", "ECE"]
+
+
+def test_the_report_holds_cohorts_audit_and_calibration(
+    trained: tuple[Place, dict[str, Any], str],
+) -> None:
+    place, result, printed = trained
+    folder = artifacts(place, result["run_id"])
+    report = json.loads((folder / "report.json").read_text())
+    assert len(report["sentinel"]) == len(MODELS) - 1
+    assert {part["cohort"] for part in report["cohorts"]} >= {"history_length", "popularity"}
+    assert {finding["name"] for finding in report["audit"]} >= {"future", "cold_items"}
+    before, temperature, isotonic = report["calibration"].values()
+    assert list(report["calibration"])[::2] == ["as it is", "isotonic"]
+    assert before["logloss"] == pytest.approx(result["rows"][0]["metrics"]["test/clicks/logloss"])
+    assert temperature["auc"] == pytest.approx(before["auc"])  # a temperature keeps the order
+    assert 0 <= isotonic["calibration_error"] <= 1
+    assert (folder / "calibration.png").stat().st_size > 0
+    low, high = result["rows"][0]["intervals"]["test/clicks/auc"]
+    assert low < result["rows"][0]["metrics"]["test/clicks/auc"] < high
+    assert "split audit: " in printed and "calibration error " in printed
+
+
+@pytest.mark.parametrize("metric", ["auc", "logloss"])
+def test_rankers_are_compared(trained: tuple[Place, dict[str, Any], str], metric: str) -> None:
+    place, result, _ = trained
+    done = place.command(
+        "compare", f"runs=[{result['run_id']}]", f"metric={metric}", "result=compared.json"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((place.folder / "compared.json").read_text())["comparison"]
+    (place.folder / "compared.json").unlink()
+    own = result["rows"][0]["metrics"][f"test/clicks/{metric}"]
+    assert found["reference"]["estimate"] == pytest.approx(own)
+    for other, row in zip(found["others"], result["rows"][1:], strict=True):
+        assert other["other"] == row["model"] and other["verdict"] == "too few"
+        theirs = row["metrics"][f"test/clicks/{metric}"]
+        assert other["difference"]["estimate"] == pytest.approx(own - theirs)
+        questions = other["wins"] + other["ties"] + other["losses"]
+        assert questions == (80 if metric == "logloss" else 0)
 
 
 def test_the_run_holds_the_fitted_features(trained: tuple[Place, dict[str, Any], str]) -> None:
@@ -434,7 +474,8 @@ def test_unusable_rows_are_said(here: Here, capsys: pytest.CaptureFixture[str]) 
     here.train(*SMALL)
     aside = "1 rows of the log could not be used ("
     assert aside in (said := capsys.readouterr().out), said
-    evaluate(compose("evaluate", EvaluateConfig, ["run=latest"]))
+    of_run = [*implied(["run=latest"]), "run=latest"]
+    evaluate(compose("evaluate", EvaluateConfig, of_run))
     assert aside in (said := capsys.readouterr().out), said
     here.recommend("k=1")
     assert aside in (said := capsys.readouterr().out), said

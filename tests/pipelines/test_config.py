@@ -12,9 +12,11 @@ import yaml
 from pipelines.checking import ConfigError, build
 from pipelines.entry import CONF, as_yaml, choices, compose, groups
 from pipelines.schemas import (
+    BacktestConfig,
     BCEConfig,
     BPRConfig,
     ColumnsConfig,
+    CompareConfig,
     DataConfig,
     DINConfig,
     EvaluateConfig,
@@ -37,7 +39,9 @@ from pipelines.schemas import (
 COMMANDS = {
     "ingest": IngestConfig,
     "train": TrainConfig,
+    "backtest": BacktestConfig,
     "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
     "recommend": RecommendConfig,
     "ui": UIConfig,
 }
@@ -76,6 +80,8 @@ def test_every_file_we_ship_composes(command: str, group: str, choice: str) -> N
     overrides += ["data.path=x.csv"] if choice == "log" else []
     overrides += ["run=latest"] if command in ("evaluate", "recommend") else []
     overrides += ["output=top.parquet"] if command == "recommend" else []
+    overrides += ["runs=[latest]"] if command == "compare" else []
+    overrides += ["candidate_set.path=x.parquet"] if choice == "given" else []
     config = compose(command, COMMANDS[command], overrides)
     assert build(COMMANDS[command], asdict(config), lambda key: "") == config
 
@@ -499,4 +505,4 @@ def test_command_refuses(place, arguments: list[str], words: str) -> None:
 
 
 def test_evaluate_requires_a_run(place) -> None:
-    assert "run is required" in place.refused("evaluate")
+    assert "run= names the run whose model is judged" in place.refused("evaluate")

@@ -47,7 +47,10 @@ def test_help(place, name: str) -> None:
 HEAVY = {"torch", "mlflow", "pytorch_lightning", "polars", "numpy", "scipy", "matplotlib"}
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "recommend", "ingest", "ui"])
+COMMANDS = ["train", "evaluate", "compare", "backtest", "recommend", "ingest", "ui"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_and_errors_import_nothing_heavy(place, name: str) -> None:
     for argument, heavy, code in (("--help", HEAVY | {"hydra"}, 0), ("sead=3", HEAVY, 2)):
         script = f"""

@@ -13,7 +13,7 @@ from pipelines.schemas import TrainConfig
 from pipelines.train import run
 from recsys.tracking.run import load_run
 from tests.pipelines.conftest import Place
-from tests.pipelines.test_train import SMALL, write_log
+from tests.pipelines.test_train import SMALL, without_vectors, write_log
 
 SETTINGS = [
     *SMALL,
@@ -56,7 +56,10 @@ PLACES = {
 def rows(folder: Path, *overrides: str) -> Any:
     """The final table of a run in this process."""
     run(compose("train", TrainConfig, [*overrides, "result=result.json"]))
-    return json.loads((folder / "result.json").read_text())["rows"]
+    found = json.loads((folder / "result.json").read_text())["rows"]
+    return without_vectors(
+        found
+    )  # what was killed ran on other threads: last bits of weights differ
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,363 @@
+r"""Hold tracked runs against each other, question by question.
+
+Examples:
+  python -m pipelines.compare runs=[latest]
+  python -m pipelines.compare runs=[RUN_A,RUN_B] metric=hr_10
+  python -m pipelines.compare runs=[RUN_A,RUN_B,RUN_C] baselines=false resamples=10000
+
+The first run is looked at; the others, and the baselines of the first, are what it is held against.
+Differences come with intervals by drawing users and with p-values corrected for their number
+(Holm). Runs whose questions differ are refused, and on fewer than 1,000 questions there is no
+verdict. The report, an HTML page among it, becomes a run of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from pipelines.checking import ConfigError
+from pipelines.entry import as_yaml, main
+from pipelines.judging import file_name, interval_text, say
+from pipelines.paths import artifact_root, tracking_uri
+from pipelines.result import check_result_path, without_nan, write_result
+from pipelines.schemas import CompareConfig
+from pipelines.ui import how_to_open
+
+if TYPE_CHECKING:
+    from recsys.evaluation.compare import Answers, Comparison, Verdict
+    from recsys.evaluation.intervals import Interval
+    from recsys.tracking.run import RunInfo
+
+
+def run(config: CompareConfig) -> None:
+    """Read, compare, report."""
+    started = time.perf_counter()
+    check_result_path(config.result)
+    check(config)
+    from recsys.evaluation.compare import compare
+    from recsys.tracking.run import TrackedRun, environment_tags, load_run
+
+    uri = config.tracking.uri or tracking_uri()
+    infos = [load_run(uri, name) for name in config.runs]
+    if len({info.run_id for info in infos}) < len(infos):
+        raise ConfigError(f"runs={config.runs} names a run twice")
+    reference, others, legend = gather(infos, config.baselines)
+    metric = config.metric or usual_metric(reference)
+    own, found = compare(
+        reference,
+        others,
+        metric,
+        resamples=config.resamples,
+        seed=config.seed,
+        level=config.level,
+    )
+    text = in_text(reference, own, found, metric, legend)
+    report = as_json(reference, others, own, found, metric, infos, config)
+    title = f"{reference.name} beside {', '.join(answers.name for answers in others)}"
+    with TrackedRun.start(
+        uri=uri,
+        artifact_root=str(artifact_root()),
+        experiment=config.tracking.experiment,
+        run_name=f"compare {title}"[:200],
+        params=asdict(config),
+        config_yaml=as_yaml(config),
+        tags={
+            **environment_tags(),
+            "compares": ",".join(info.run_id for info in infos),
+            "protocol": reference.protocol,
+        },
+        pipeline="compare",
+    ) as tracked:
+        for other in found:
+            prefix = f"difference/{file_name(other.other)}/{metric}"
+            ends = other.difference
+            tracked.metrics(
+                {prefix: ends.estimate, f"{prefix}/low": ends.low, f"{prefix}/high": ends.high}, 0
+            )
+        tracked.artifact_text("compare.txt", text + "\n")
+        tracked.artifact_json("compare.json", without_nan(report))
+        tracked.artifact_text(
+            "compare.html", in_html(reference, others, own, found, metric, legend, config.moved)
+        )
+        seconds = time.perf_counter() - started
+        rows = [
+            {"model": reference.name, "metrics": {metric: own.estimate}},
+            *({"model": c.other, "metrics": {metric: c.value.estimate}} for c in found),
+        ]
+        write_result(
+            config.result, run_id=tracked.run_id, seconds=seconds, rows=rows, comparison=report
+        )
+    say(text)
+    say(f"\n{seconds:.0f} s. The run in the MLflow UI, with compare.html among its artifacts:")
+    say(how_to_open(tracked.run_id, config.tracking.uri))
+
+
+def check(config: CompareConfig) -> None:
+    """Refuses numbers out of range before any work starts.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if not config.runs:
+        raise ConfigError("runs must name at least one run, such as runs=[latest]")
+    if len(set(config.runs)) < len(config.runs):
+        raise ConfigError(f"runs={config.runs} names a run twice")
+    if len(config.runs) < 2 and not config.baselines:
+        raise ConfigError("baselines=false leaves nothing to compare one run with: name two runs")
+    if config.resamples < 2:
+        raise ConfigError(f"resamples must be at least 2, not {config.resamples}")
+    if not 0 < config.level < 1:
+        raise ConfigError(f"level must be between 0 and 1, not {config.level}")
+    if config.moved < 0 or config.seed < 0:
+        raise ConfigError("moved and seed must not be negative")
+
+
+def gather(infos: list[RunInfo], baselines: bool) -> tuple[Answers, list[Answers], str]:
+    """The first run's model, what it is held against, and the protocol in words.
+
+    Raises:
+        ConfigError: a run that has not finished, or one without answers.
+    """
+    import polars as pl
+    import yaml
+
+    from recsys.evaluation.compare import Answers
+
+    found: list[tuple[Answers, RunInfo]] = []
+    legend = ""
+    for number, info in enumerate(infos):
+        if info.tags.get("pipeline") not in ("train", "evaluate"):
+            raise ConfigError(
+                f"run {info.run_id} ('{info.name}') is a run of {info.tags.get('pipeline')}, which "
+                "answers no questions; name runs of train or evaluate"
+            )
+        if info.status != "FINISHED":
+            raise ConfigError(
+                f"run {info.run_id} ('{info.name}') is {info.status}: only finished runs can be "
+                "compared"
+            )
+        config = yaml.safe_load(info.artifact("config.yaml").read_text(encoding="utf-8"))
+        weighting = config["evaluation"].get("gauc_weighting", "impressions")
+        rows = json.loads(info.artifact("table.json").read_text(encoding="utf-8"))
+        if number == 0:
+            legend = info.artifact("table.txt").read_text(encoding="utf-8").strip().split("\n\n")[0]
+        for row in rows if baselines and number == 0 else rows[:1]:
+            _, protocol, _ = next(iter(row["metrics"])).split("/")
+            file = info.artifact(f"per_question/test/{file_name(row['model'])}.parquet")
+            answers = Answers(row["model"], protocol, pl.read_parquet(file), weighting)
+            found.append((answers, info))
+    if len(found) < 2:
+        raise ConfigError(
+            f"run {infos[0].run_id} ('{infos[0].name}') has no baselines to be held against "
+            "(evaluation.baselines=false): name two runs"
+        )
+    names = [answers.name for answers, _ in found]
+    renamed = []
+    for answers, info in found:
+        name = answers.name
+        if names.count(name) > 1:
+            name = f"{name} {info.run_id[:8]}"
+            legend += f"\n{name}: {info.name}"
+        renamed.append(replace(answers, name=name))
+    return renamed[0], renamed[1:], legend
+
+
+def usual_metric(reference: Answers) -> str:
+    """What is compared unless said otherwise."""
+    from recsys.evaluation.compare import metrics_of
+
+    if reference.of_clicks:
+        return "auc"
+    known = metrics_of(reference)
+    cuts = [int(name.removeprefix("ndcg_")) for name in known if name.startswith("ndcg_")]
+    return f"ndcg_{10 if 10 in cuts else max(cuts)}"
+
+
+def in_text(
+    reference: Answers, own: Interval, found: list[Comparison], metric: str, legend: str
+) -> str:
+    """For the terminal."""
+    from recsys.evaluation.report import table_text
+
+    rows = [{"model": reference.name, "mean": interval_text(own)}]
+    for other in found:
+        rows.append(
+            {
+                "model": other.other,
+                "mean": interval_text(other.value),
+                "ahead": interval_text(other.difference, signed=True),
+                "share": "–" if other.relative is None else f"{other.relative.estimate:+.0%}",
+                "wins": f"{other.wins:,}/{other.ties:,}/{other.losses:,}",
+                "p": f"{other.p_holm:.3f}",
+                "verdict": other.verdict,
+            }
+        )
+    columns = {
+        "model": "model",
+        "mean": metric,
+        "ahead": ahead_by(reference, metric),
+        "share": "%",
+        "wins": "win/tie/loss",
+        "p": "p (Holm)",
+        "verdict": "verdict",
+    }
+    heading = (
+        f"{legend}\n\ntest/{reference.protocol} · {len(reference.frame):,} questions · intervals "
+        "by drawing users\n"
+    )
+    lines = [table_text(rows, heading, columns)]
+    strongest = max(
+        found, key=lambda other: other.value.estimate * (-1 if metric == "logloss" else 1)
+    )
+    if said := worst_in_words(strongest, metric):
+        lines.append(said)
+    if found[0].verdict == "too few":
+        from recsys.evaluation.compare import ENOUGH
+
+        lines.append(f"too few: fewer than {ENOUGH:,} questions give no verdict")
+    return "\n".join(lines)
+
+
+def ahead_by(reference: Answers, metric: str) -> str:
+    """The title of the differences, of which more is better, but for a loss."""
+    return f"{reference.name} {'less the other' if metric == 'logloss' else 'ahead by'}"
+
+
+def worst_in_words(comparison: Comparison, metric: str) -> str:
+    """Where the reference gains least; "" where there are no cohorts."""
+    from recsys.evaluation.cohorts import worst
+
+    least = worst(comparison.cohorts, largest=metric == "logloss")
+    if least is None:
+        return ""
+    return (
+        f"least against {comparison.other}: {least.cohort} {least.value} "
+        f"({least.questions:,} questions) {interval_text(least.interval, signed=True)}"
+    )
+
+
+def as_json(
+    reference: Answers,
+    others: list[Answers],
+    own: Interval,
+    found: list[Comparison],
+    metric: str,
+    infos: list[RunInfo],
+    config: CompareConfig,
+) -> dict[str, Any]:
+    """Everything that was found, as plain values."""
+    return {
+        "format": 1,
+        "metric": metric,
+        "protocol": reference.protocol,
+        "questions": len(reference.frame),
+        "runs": [info.run_id for info in infos],
+        "level": config.level,
+        "resamples": config.resamples,
+        "seed": config.seed,
+        "reference": {"model": reference.name, **asdict(own)},
+        "others": [
+            {**asdict(other), **moved_in_json(reference, answers, metric, config.moved)}
+            for other, answers in zip(found, others, strict=True)
+        ],
+    }
+
+
+def moved_in_json(
+    reference: Answers, other: Answers, metric: str, count: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The users that gain and lose most; of clicks none are named."""
+    from recsys.evaluation.compare import moved_most
+
+    if reference.of_clicks or not count:
+        return {}
+    gain, lose = moved_most(reference, other, metric, count)
+    return {"gain_most": gain.to_dicts(), "lose_most": lose.to_dicts()}
+
+
+def in_html(
+    reference: Answers,
+    others: list[Answers],
+    own: Interval,
+    found: list[Comparison],
+    metric: str,
+    legend: str,
+    moved: int,
+) -> str:
+    """The page."""
+    from recsys.evaluation import html_report
+    from recsys.evaluation.compare import moved_most
+    from recsys.evaluation.html_report import Cell
+
+    rows: list[list[Cell | str]] = [[reference.name, interval_text(own), "", "", "", "", ""]]
+    for other in found:
+        kind = _kind(other.verdict)
+        rows.append(
+            [
+                other.other,
+                interval_text(other.value),
+                Cell(interval_text(other.difference, signed=True), kind),
+                "–" if other.relative is None else f"{other.relative.estimate:+.1%}",
+                f"{other.wins:,} / {other.ties:,} / {other.losses:,}",
+                f"{other.p_holm:.4f}",
+                Cell(other.verdict, kind),
+            ]
+        )
+    ahead = ahead_by(reference, metric)
+    titles = ["model", metric, ahead, "%", "win / tie / loss", "p (Holm)", "verdict"]
+    sections = [
+        ("In short", html_report.table(titles, rows)),
+        (
+            f"{ahead}, in {metric}",
+            html_report.intervals(
+                [(o.other, o.difference) for o in found],
+                zero=True,
+                kinds=[_kind(o.verdict) for o in found],
+            ),
+        ),
+    ]
+    for other, answers in zip(found, others, strict=True):
+        if other.cohorts:
+            plot = html_report.intervals(
+                [(f"{c.cohort} {c.value} ({c.questions:,})", c.interval) for c in other.cohorts],
+                zero=True,
+            )
+            sections.append((f"Against {other.other}, by cohort", plot))
+        if not reference.of_clicks and moved:
+            tables = []
+            for word, frame in zip(
+                ("gain", "lose"), moved_most(reference, answers, metric, moved), strict=True
+            ):
+                lines = [
+                    [
+                        str(row["user"]),
+                        f"{row['difference']:+.4f}",
+                        _rank(row["rank"]),
+                        _rank(row["rank_other"]),
+                    ]
+                    for row in frame.iter_rows(named=True)
+                ]
+                titles = [f"users who {word} most", "difference", "rank", f"rank by {other.other}"]
+                tables.append(html_report.table(titles, lines))
+            sections.append((f"Against {other.other}, user by user", "\n".join(tables)))
+    return html_report.page(
+        f"{reference.name} beside {len(found)} others",
+        legend,
+        sections,
+    )
+
+
+def _kind(verdict: Verdict) -> str:
+    """Its colour; parts have none, since nothing corrects for how many of them there are."""
+    return verdict if verdict in ("better", "worse") else "unsure"
+
+
+def _rank(rank: int | None) -> str:
+    return "missed" if rank is None else f"{rank:,}"
+
+
+if __name__ == "__main__":
+    main("compare", CompareConfig, run, __doc__ or "")
