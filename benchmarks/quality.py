@@ -6,8 +6,9 @@ r"""Test quality of the shipped recipes, mean of three seeds, beside tuned basel
     python -m benchmarks.quality --show benchmarks/results/*_quality_*.json
 
 Each seed is one run of `python -m pipelines.train` in a process of its own, as a user would start
-it, tracked like any other run. Prints a table per recipe and writes it, with hardware, versions and
-settings, to `benchmarks/results/`.
+it, tracked like any other run. In brackets: where 95 % of the means lie when users are drawn anew
+(the mean of the seeds' intervals); in parentheses: the lowest and the highest seed. Prints a table
+per recipe and writes it, with hardware, versions and settings, to `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -86,14 +87,18 @@ def summary(
     rows = []
     for i, model in enumerate(models):
         values: dict[str, list[float]] = {}
+        ends: dict[str, list[list[float]]] = {}
         for run in runs:
             for metric, value in run["rows"][i]["metrics"].items():
                 values.setdefault(metric, []).append(value)
+            for metric, interval in run["rows"][i].get("intervals", {}).items():
+                ends.setdefault(metric, []).append(interval)
         rows.append(
             {
                 "model": model,
                 "mean": {metric: mean(v) for metric, v in values.items()},
                 "seeds": values,
+                "intervals": {m: [mean(e) for e in zip(*v, strict=True)] for m, v in ends.items()},
             }
         )
     return {
@@ -127,8 +132,13 @@ def render(report: dict[str, Any]) -> str:
         cells = []
         for metric in SHOWN:
             values = row["seeds"][f"{protocol}/{metric}"]
-            spread = f" ({min(values):.4f}–{max(values):.4f})" if max(values) > min(values) else ""
-            cells.append(f"{mean(values):.4f}{spread if metric in ('hr_10', 'ndcg_10') else ''}")
+            cell = f"{mean(values):.4f}"
+            if metric in ("hr_10", "ndcg_10"):
+                if interval := row.get("intervals", {}).get(f"{protocol}/{metric}"):
+                    cell += f" [{interval[0]:.4f}, {interval[1]:.4f}]"
+                if max(values) > min(values):
+                    cell += f" ({min(values):.4f}–{max(values):.4f})"
+            cells.append(cell)
         lines.append(f"| {row['model']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
