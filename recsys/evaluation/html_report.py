@@ -20,6 +20,7 @@ thead th { border-bottom: 1px solid currentColor; font-weight: 600; }
 tbody tr:hover { background: color-mix(in srgb, currentColor 8%, transparent); }
 td.words { text-align: left; }
 .better { color: #18794e; } .worse { color: #c62a2f; } .unsure { opacity: .7; }
+svg { max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
 svg line, svg path { stroke: currentColor; }
 """
