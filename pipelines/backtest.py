@@ -66,7 +66,7 @@ class Window:
     retrained: Interval | None
     frozen: Interval | None
     lost: Interval | None
-    beside: dict[str, float]
+    beside: dict[str, Interval]
 
 
 def run(config: BacktestConfig) -> None:
@@ -211,15 +211,24 @@ def window_of(
         retrained=found.get("retrained"),
         frozen=found.get("frozen"),
         lost=found.get("lost"),
-        beside={row["model"]: row["metrics"][judge.name("test", metric)] for row in rows[1:]},
+        beside={row["model"]: _interval(row, judge.name("test", metric)) for row in rows[1:]},
     )
+
+
+def _interval(row: dict[str, Any], metric: str) -> Interval:
+    from recsys.evaluation.intervals import Interval
+
+    return Interval(row["metrics"][metric], *row["intervals"][metric])
 
 
 def numbers_of(window: Window, metric: str) -> dict[str, float]:
     """The means by name."""
     own = {"retrained": window.retrained, "frozen": window.frozen, "lost": window.lost}
-    means = {name: found.estimate for name, found in own.items() if found is not None}
-    return {f"{name}/{metric}": value for name, value in (means | window.beside).items()}
+    return {
+        f"{name}/{metric}": found.estimate
+        for name, found in (own | window.beside).items()
+        if found is not None
+    }
 
 
 def report_window(tracked: Any, window: Window, number: int, metric: str) -> None:
@@ -240,7 +249,8 @@ def in_text(windows: list[Window], metric: str, title: str) -> str:
         for name in ("retrained", "frozen", "lost"):
             found = getattr(window, name)
             row[name] = "–" if found is None else interval_text(found, signed=name == "lost")
-        rows.append({**row, **window.beside})
+        beside = {name: interval_text(found) for name, found in window.beside.items()}
+        rows.append({**row, **beside})
     columns = {"window": "window", "questions": "questions"}
     columns |= {"retrained": f"{metric} retrained", "frozen": "frozen", "lost": "lost by age"}
     columns |= {name: name for name in windows[0].beside}

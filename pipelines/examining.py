@@ -160,9 +160,17 @@ class Examination:
                 frame["user"].rank("dense").to_numpy(),
                 resamples=judge.evaluation.resamples,
             )
+            intervals = dict(zip(accuracy, found, strict=True))
+            for metric, column in columns.items():
+                if len(known := np.flatnonzero(~np.isnan(column))):
+                    intervals[metric] = bootstrap_columns(
+                        column[known, None],
+                        frame["user"].rank("dense").to_numpy()[known],
+                        resamples=judge.evaluation.resamples,
+                    )[0]
             row["intervals"] = {
                 judge.name("test", metric): [interval.low, interval.high]
-                for metric, interval in zip(accuracy, found, strict=True)
+                for metric, interval in intervals.items()
             }
         self.frames[name] = frame
         self.rankings[name] = ranking
@@ -480,8 +488,7 @@ def accuracy_table(examination: Examination) -> str:
         cells = [row["model"]]
         for metric in names:
             full = judge.name("test", metric)
-            cell = shown(row)[full]
-            cells.append(cell if isinstance(cell, str) else share(cell))
+            cells.append(_cell(shown(row)[full]))
         rows.append(cells)
     # Models side by side: metrics run down the page.
     titles = ["metric", *(row[0] for row in rows)]
@@ -490,6 +497,10 @@ def accuracy_table(examination: Examination) -> str:
         for place, metric in enumerate(names, start=1)
     ]
     return html_report.table(titles, lines)
+
+
+def _cell(value: float | str) -> str:
+    return value if isinstance(value, str) else share(value)
 
 
 def beyond_table(examination: Examination) -> str:
@@ -508,7 +519,7 @@ def beyond_table(examination: Examination) -> str:
     lines = [
         [
             metric.rpartition("_")[0].replace("_", " ") + f"@{k}",
-            *(f"{row['metrics'][prefix + metric]:.4f}" for row in examination.rows),
+            *(_cell(shown(row)[prefix + metric]) for row in examination.rows),
         ]
         for metric in names
     ]

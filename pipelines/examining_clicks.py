@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.clicks import ClickJudge
 from pipelines.examining import in_a_sentence
-from pipelines.judging import file_name, interval_text, say
+from pipelines.judging import file_name, interval_text, say, share
 from pipelines.result import without_nan
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def examined_clicks(
         f"{after['logloss']:.4f}"
     )
     table = [
-        [kind, *(f"{numbers[n]:.4f}" for n in ("logloss", "calibration_error", "auc"))]
+        [kind, *(_cell(numbers, n) for n in ("logloss", "calibration_error", "auc"))]
         for kind, numbers in mended.items()
     ]
     sections = [
@@ -144,6 +144,16 @@ def examined_clicks(
     return rows
 
 
+def _cell(numbers: dict[str, float], metric: str) -> str:
+    """A number, with its interval where there is one."""
+    from recsys.evaluation.intervals import Interval
+
+    if f"{metric}_low" not in numbers:
+        return share(numbers[metric])
+    low, high = (numbers[f"{metric}_{end}"] for end in ("low", "high"))
+    return interval_text(Interval(numbers[metric], low, high))
+
+
 def cohorts_of(judge: ClickJudge) -> pl.DataFrame:
     """The cohort of each test question."""
     import numpy as np
@@ -162,6 +172,7 @@ def calibrated(
     """Metrics and reliability on test, as the model says it and mended on validation."""
     from recsys.evaluation.calibration import Isotonic, Temperature, reliability
     from recsys.evaluation.click_metrics import auc, calibration_error, logloss
+    from recsys.evaluation.intervals import bootstrap_metric
 
     validation = judge.ask(model, "val")[1]
     on_validation = validation["label"].to_numpy(), validation["score"].to_numpy()
@@ -181,6 +192,20 @@ def calibrated(
         }
         for kind, probabilities in mended.items()
     }
+    if judge.evaluation.resamples:
+        users = frame["user"].rank("dense").to_numpy()
+        for kind, probabilities in mended.items():
+            for metric in ("logloss", "auc"):
+                if math.isnan(numbers[kind][metric]):
+                    continue
+                found = bootstrap_metric(
+                    labels,
+                    users,
+                    probabilities,
+                    "auc" if metric == "auc" else "logloss",
+                    resamples=judge.evaluation.resamples,
+                )
+                numbers[kind] |= {f"{metric}_low": found.low, f"{metric}_high": found.high}
     return numbers, {kind: reliability(labels, p, bins) for kind, p in mended.items()}
 
 

@@ -47,6 +47,7 @@ def test_each_window_has_a_model_trained_just_before(place: Place) -> None:
     assert second["lost"]["estimate"] == pytest.approx(
         second["retrained"]["estimate"] - second["frozen"]["estimate"]
     )
+    assert all(found["low"] <= found["high"] for found in second["beside"].values())
     assert set(second["beside"]) == {"Popularity", "Markov", "ItemKNN", "EASE", "iALS"}
     assert (artifacts(place, result["run_id"]) / "staleness.png").stat().st_size > 0
     with sqlite3.connect(place.home / "mlflow.db") as database:

@@ -140,6 +140,7 @@ def test_the_report_holds_cohorts_audit_and_calibration(
     assert before["logloss"] == pytest.approx(result["rows"][0]["metrics"]["test/clicks/logloss"])
     assert temperature["auc"] == pytest.approx(before["auc"])  # a temperature keeps the order
     assert 0 <= isotonic["calibration_error"] <= 1
+    assert isotonic["logloss_low"] < isotonic["logloss"] < isotonic["logloss_high"]
     assert (folder / "calibration.png").stat().st_size > 0
     low, high = result["rows"][0]["intervals"]["test/clicks/auc"]
     assert low < result["rows"][0]["metrics"]["test/clicks/auc"] < high
