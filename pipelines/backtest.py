@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
-from pipelines.entry import as_yaml, main
+from pipelines.entry import main
 from pipelines.examining import reporting_metric
 from pipelines.judging import Judge, interval_text, say
-from pipelines.paths import artifact_root, tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
+from pipelines.runs import start_run
 from pipelines.schemas import (
     BacktestConfig,
     EvaluationConfig,
@@ -77,22 +77,12 @@ def run(config: BacktestConfig) -> None:
     assert isinstance(config.split, TimeConfig) and isinstance(config.evaluation, EvaluationConfig)
     check_trainer(training_config(config, 0))
     metric = reporting_metric(config.evaluation.ks)
-    from recsys.tracking.run import TrackedRun, environment_tags
-
     # Every window's questions are made before anything is trained: a cut that leaves one empty is
     # said at once.
     jobs = [next_item_job(training_config(config, n)) for n in range(len(config.cuts) - 1)]
     title = f"back-test {MODEL_NAMES[config.model.name]} {config.data.name}"
-    with TrackedRun.start(
-        uri=config.tracking.uri or tracking_uri(),
-        artifact_root=str(artifact_root()),
-        experiment=config.tracking.experiment,
-        run_name=config.name or title,
-        params=asdict(config),
-        config_yaml=as_yaml(config),
-        tags={**environment_tags(), "store": jobs[0].store.fingerprint, "seed": str(config.seed)},
-        pipeline="backtest",
-    ) as tracked:
+    tags = {"store": jobs[0].store.fingerprint, "seed": str(config.seed)}
+    with start_run(config, "backtest", config.name or title, tags=tags) as tracked:
         windows: list[Window] = []
         first_run: str | None = None
         for number, judge in enumerate(jobs):

@@ -19,10 +19,11 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
-from pipelines.entry import as_yaml, main
+from pipelines.entry import main
 from pipelines.judging import file_name, interval_text, say
-from pipelines.paths import artifact_root, tracking_uri
+from pipelines.paths import tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
+from pipelines.runs import start_run
 from pipelines.schemas import CompareConfig
 from pipelines.ui import how_to_open
 
@@ -38,7 +39,7 @@ def run(config: CompareConfig) -> None:
     check_result_path(config.result)
     check(config)
     from recsys.evaluation.compare import compare
-    from recsys.tracking.run import TrackedRun, environment_tags, load_run
+    from recsys.tracking.run import load_run
 
     uri = config.tracking.uri or tracking_uri()
     infos = [load_run(uri, name) for name in config.runs]
@@ -57,20 +58,11 @@ def run(config: CompareConfig) -> None:
     text = in_text(reference, own, found, metric, legend)
     report = as_json(reference, others, own, found, metric, infos, config)
     title = f"{reference.name} beside {', '.join(answers.name for answers in others)}"
-    with TrackedRun.start(
-        uri=uri,
-        artifact_root=str(artifact_root()),
-        experiment=config.tracking.experiment,
-        run_name=f"compare {title}"[:200],
-        params=asdict(config),
-        config_yaml=as_yaml(config),
-        tags={
-            **environment_tags(),
-            "compares": ",".join(info.run_id for info in infos),
-            "protocol": reference.protocol,
-        },
-        pipeline="compare",
-    ) as tracked:
+    tags = {
+        "compares": ",".join(info.run_id for info in infos),
+        "protocol": reference.protocol,
+    }
+    with start_run(config, "compare", f"compare {title}", tags=tags) as tracked:
         for other in found:
             prefix = f"difference/{file_name(other.other)}/{metric}"
             ends = other.difference

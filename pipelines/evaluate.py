@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.checking import ConfigError, build
+from pipelines.checking import ConfigError
 from pipelines.clicks import (
     ClickJudge,
     check_candidates,
@@ -32,8 +32,8 @@ from pipelines.clicks import (
     click_table,
     make_click_split,
 )
-from pipelines.entry import as_yaml, main
-from pipelines.examining import audited, examined, make_candidates, reporting_metric
+from pipelines.entry import main
+from pipelines.examining import audited, examined, make_judge, reporting_metric
 from pipelines.examining_clicks import examined_clicks
 from pipelines.ingest import make_store
 from pipelines.judging import (
@@ -41,15 +41,15 @@ from pipelines.judging import (
     baselines,
     check_columns,
     check_evaluation,
-    file_name,
     make_split,
     say,
     say_unusable,
     split_counts,
     table,
 )
-from pipelines.paths import artifact_root, cache_dir, tracking_uri
-from pipelines.result import check_result_path, without_nan, write_result
+from pipelines.paths import cache_dir, tracking_uri
+from pipelines.result import check_result_path, write_result
+from pipelines.runs import report_rows, start_run, trained_run
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
@@ -110,19 +110,7 @@ def run(config: EvaluateConfig) -> None:
     if config.run is None:
         judge_recommendations(config, started)
         return
-    import yaml
-
-    from recsys.tracking.run import load_run
-
-    uri = config.tracking.uri or tracking_uri()
-    info = load_run(uri, config.run)
-    if info.tags.get("pipeline") != "train":
-        raise ConfigError(
-            f"run={config.run}: '{info.name}' is a run of {info.tags.get('pipeline')}, which holds "
-            "no model; name a training run, or run=latest"
-        )
-    text = info.artifact("config.yaml").read_text(encoding="utf-8")
-    trained = build(TrainConfig, yaml.safe_load(text), lambda key: f" in run {info.run_id}")
+    info, trained = trained_run(config.run, config.tracking)
     data, split_config = config.data or trained.data, config.split or trained.split
     evaluation = config.evaluation
     if evaluation.name != trained.evaluation.name:
@@ -173,15 +161,13 @@ def run(config: EvaluateConfig) -> None:
             said = ", ".join(f"{name} {count:,}" for name, count in unknown.items())
             say(f"values that training did not know, in the test questions: {said}")
     else:
-        filter_seen = evaluation.filter_seen and not data.repeats
-        split = make_split(split_config, store)
-        judge = Judge(
+        judge = make_judge(
             store,
-            split,
+            split_config,
             evaluation,
-            filter_seen,
-            candidates=make_candidates(config.candidate_set, store, split),
-            findings=audited(store, split, config.audit),
+            repeats=data.repeats,
+            candidates=config.candidate_set,
+            audit=config.audit,
         )
     say(split_counts(judge.split))
     if config.data is not None or config.split is not None:
@@ -235,22 +221,27 @@ def judge_recommendations(config: EvaluateConfig, started: float) -> None:
             "lists are chosen already"
         )
 
-    evaluation, filter_seen = config.evaluation, config.evaluation.filter_seen and not data.repeats
+    evaluation = config.evaluation
 
     def accept_lists(made: HistoryStore) -> None:
         make_split(split_config, check_columns(evaluation, made))
 
     store = open_store(make_store(data, accept_lists))
     say_unusable(store)
-    split = make_split(split_config, store)
-    say(split_counts(split))
-    findings = audited(store, split, config.audit)
-    judge = Judge(store, split, evaluation, filter_seen, findings=findings)
+    judge = make_judge(
+        store,
+        split_config,
+        evaluation,
+        repeats=data.repeats,
+        candidates=config.candidate_set,
+        audit=config.audit,
+    )
+    say(split_counts(judge.split))
     ranking = judge_lists(
         path,
         store,
-        split.test,
-        filter_seen=filter_seen,
+        judge.split.test,
+        filter_seen=judge.filter_seen,
         k=max(evaluation.ks),
         tie_seed=evaluation.tie_seed,
     )
@@ -286,38 +277,19 @@ def track(
     started: float,
 ) -> None:
     """Asks the models, and leaves a run with what they answered."""
-    from recsys.tracking.run import TrackedRun, environment_tags
-
-    with TrackedRun.start(
-        uri=config.tracking.uri or tracking_uri(),
-        artifact_root=str(artifact_root()),
-        experiment=config.tracking.experiment,
-        run_name=name,
-        params=asdict(config),
-        config_yaml=as_yaml(config),
-        tags={
-            **environment_tags(),
-            **tags,
-            "store": judge.store.fingerprint,
-            "protocol": judge.protocol,
-        },
-        pipeline="evaluate",
-    ) as tracked:
+    tags = {**tags, "store": judge.store.fingerprint, "protocol": judge.protocol}
+    with start_run(config, "evaluate", name, tags=tags) as tracked:
         if isinstance(judge, Judge):
             rows = examined(judge, models, tracked, title)
         else:
             rows = examined_clicks(judge, models, tracked, title)
-        tracked.metrics(rows[0]["metrics"], 0)
-        for row in rows[1:]:
-            prefix = f"baseline/{file_name(row['model'])}"
-            tracked.metrics({f"{prefix}/{name}": v for name, v in row["metrics"].items()}, 0)
+        report_rows(tracked, rows)
         text = (
             table(judge, rows, title)
             if isinstance(judge, Judge)
             else click_table(judge, rows, title)
         )
         tracked.artifact_text("table.txt", text + "\n")
-        tracked.artifact_json("table.json", without_nan(rows))
         seconds = time.perf_counter() - started
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     say("")

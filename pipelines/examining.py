@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.judging import Judge, file_name, interval_text, say, share, shown
+from pipelines.judging import Judge, file_name, interval_text, make_split, say, share, shown
 from pipelines.result import without_nan
 from pipelines.schemas import (
     AuditConfig,
     CandidatesConfig,
+    EvaluationConfig,
     GivenCandidatesConfig,
     SampledCandidatesConfig,
+    SplitConfig,
 )
 
 if TYPE_CHECKING:
@@ -69,6 +71,41 @@ def make_candidates(
             for stage, questions in stages.items()
         }
     return None
+
+
+def make_judge(
+    store: HistoryStore,
+    split: SplitConfig,
+    evaluation: EvaluationConfig,
+    *,
+    repeats: bool,
+    candidates: CandidatesConfig,
+    audit: AuditConfig,
+) -> Judge:
+    """Asks the questions of a protocol, once its split has been audited.
+
+    Args:
+        store: the histories.
+        split: which events are questions.
+        evaluation: what is measured.
+        repeats: whether items of the history may be the answer, whatever `evaluation` says.
+        candidates: what a question lets a model choose from.
+        audit: what the split may look like.
+
+    Raises:
+        AuditError: beyond a threshold.
+        CandidateError: the candidates cannot be had.
+        SplitError: the log does not give the questions.
+    """
+    made = make_split(split, store)
+    return Judge(
+        store,
+        made,
+        evaluation,
+        evaluation.filter_seen and not repeats,
+        candidates=make_candidates(candidates, store, made),
+        findings=audited(store, made, audit),
+    )
 
 
 class Examination:
@@ -474,15 +511,13 @@ def make_report(examination: Examination, title: str, model: Any) -> Report:
     return Report(lines, page, values)
 
 
-ACCURACY = ("hr", "ndcg", "mrr", "recall", "precision", "map")
-
-
 def accuracy_table(examination: Examination) -> str:
     """All accuracy metrics of all models, with intervals, as HTML."""
     from recsys.evaluation import html_report
+    from recsys.evaluation.metrics import METRICS
 
     judge = examination.judge
-    names = [f"{metric}_{k}" for k in judge.evaluation.ks for metric in ACCURACY]
+    names = [f"{metric}_{k}" for k in judge.evaluation.ks for metric in METRICS]
     rows = []
     for row in examination.rows:
         cells = [row["model"]]
@@ -506,6 +541,7 @@ def _cell(value: float | str) -> str:
 def beyond_table(examination: Examination) -> str:
     """What the lists of all models are like, as HTML."""
     from recsys.evaluation import html_report
+    from recsys.evaluation.metrics import METRICS
 
     judge = examination.judge
     k = 10 if 10 in judge.evaluation.ks else max(judge.evaluation.ks)
@@ -514,7 +550,7 @@ def beyond_table(examination: Examination) -> str:
     names = [
         full.removeprefix(prefix)
         for full in first
-        if full.endswith(f"_{k}") and full.removeprefix(prefix).rpartition("_")[0] not in ACCURACY
+        if full.endswith(f"_{k}") and full.removeprefix(prefix).rpartition("_")[0] not in METRICS
     ]
     lines = [
         [

@@ -227,8 +227,9 @@ def check_evaluation(evaluation: EvaluationConfig, monitor: str | None = None) -
         raise ValueError(f"evaluation.tie_orders must be at least 0, not {evaluation.tie_orders}")
     if monitor is None:
         return
-    kinds = ("hr", "ndcg", "mrr", "recall", "precision", "map")
-    known = [f"{kind}_{k}" for k in evaluation.ks for kind in kinds]
+    from recsys.evaluation.metrics import METRICS
+
+    known = [f"{kind}_{k}" for k in evaluation.ks for kind in METRICS]
     if monitor not in known:
         near = difflib.get_close_matches(monitor, known, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(known)}."

@@ -27,11 +27,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.checking import ConfigError, build
+from pipelines.checking import ConfigError
 from pipelines.entry import main
 from pipelines.ingest import make_store
 from pipelines.judging import make_split, say, say_unusable
-from pipelines.paths import tracking_uri
 from pipelines.people import (
     find_candidates,
     find_people,
@@ -41,7 +40,8 @@ from pipelines.people import (
     what_is_seen,
 )
 from pipelines.result import check_result_path, write_result
-from pipelines.schemas import ClicksConfig, RecommendConfig, TrainConfig
+from pipelines.runs import trained_run
+from pipelines.schemas import ClicksConfig, RecommendConfig
 
 if TYPE_CHECKING:
     import polars as pl
@@ -67,7 +67,7 @@ def run(config: RecommendConfig) -> None:
     from recsys.serving.recommender import Recommender, check_vocabulary, event_counts
     from recsys.training.saved_model import ModelError, read_description
 
-    info, trained = trained_run(config)
+    info, trained = trained_run(config.run, config.tracking)
     data = config.data or trained.data
     folder = info.artifact("model")
     described = read_description(folder)
@@ -218,26 +218,6 @@ def check_settings(config: RecommendConfig) -> None:
             )
     if config.candidates_where is not None and config.candidates is None:
         raise ConfigError("candidates_where is a condition on the table of candidates=: give it")
-
-
-def trained_run(config: RecommendConfig) -> tuple[RunInfo, TrainConfig]:
-    """The tracked run with the model, and the settings it was trained with.
-
-    Raises:
-        ValueError: no such run, or one that holds no model.
-    """
-    import yaml
-
-    from recsys.tracking.run import load_run
-
-    info = load_run(config.tracking.uri or tracking_uri(), config.run)
-    if info.tags.get("pipeline") != "train":
-        raise ConfigError(
-            f"run={config.run}: '{info.name}' is a run of {info.tags.get('pipeline')}, which holds "
-            "no model; name a training run, or run=latest"
-        )
-    text = info.artifact("config.yaml").read_text(encoding="utf-8")
-    return info, build(TrainConfig, yaml.safe_load(text), lambda key: f" in run {info.run_id}")
 
 
 def digests_below(folder: Path) -> dict[str, str]:

@@ -39,8 +39,8 @@ from pipelines.clicks import (
     make_ranker,
     ranker_arguments,
 )
-from pipelines.entry import as_yaml, compose, main
-from pipelines.examining import audited, examined, make_candidates
+from pipelines.entry import compose, main
+from pipelines.examining import audited, examined, make_judge
 from pipelines.examining_clicks import examined_clicks
 from pipelines.fitting import (
     check_memory,
@@ -63,8 +63,9 @@ from pipelines.judging import (
     split_counts,
     table,
 )
-from pipelines.paths import artifact_root, cache_dir, tracking_uri
-from pipelines.result import check_result_path, peak_memory_gb, without_nan, write_result
+from pipelines.paths import cache_dir, tracking_uri
+from pipelines.result import check_result_path, peak_memory_gb, write_result
+from pipelines.runs import report_rows, start_run
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
@@ -130,28 +131,13 @@ def tracked_training(
     store, split, folder = judge.store, judge.split, judge.store.path
     assert folder is not None
     from recsys.histories.ingest_report import read_report
-    from recsys.tracking.run import TrackedRun, environment_tags
 
     report = read_report(folder)
     say_unusable(store)
-    title = run_title(config)
-    with TrackedRun.start(
-        uri=config.tracking.uri or tracking_uri(),
-        artifact_root=str(artifact_root()),
-        experiment=config.tracking.experiment,
-        run_name=config.name or title,
-        params=asdict(config),
-        config_yaml=as_yaml(config),
-        tags={
-            **environment_tags(),
-            "store": store.fingerprint,
-            "protocol": judge.protocol,
-            "seed": str(config.seed),
-        },
-        parent_run_id=parent,
-        run_id=resumed,
-    ) as tracked:
-        say(f"run {tracked.run_id} ({config.name or title})")
+    title = config.name or run_title(config)
+    tags = {"store": store.fingerprint, "protocol": judge.protocol, "seed": str(config.seed)}
+    with start_run(config, "train", title, tags=tags, parent=parent, run_id=resumed) as tracked:
+        say(f"run {tracked.run_id} ({title})")
         tracked.artifact_json("ingest_report.json", report)
         tracked.dataset(
             config.data.name,
@@ -197,22 +183,22 @@ def next_item_job(config: TrainConfig) -> Judge:
     from recsys.histories.store import open_store
 
     store = open_store(folder)
-    split = make_split(config.split, store)
+    judge = make_judge(
+        store,
+        config.split,
+        evaluation,
+        repeats=config.data.repeats,
+        candidates=config.candidate_set,
+        audit=config.audit,
+    )
+    split = judge.split
     say(
         f"{config.data.name}: {store.events:,} events, {store.users:,} users, "
         f"{store.catalogue_size - 1:,} items; {split.counts['training_events']:,} events to train "
         f"on, {len(split.validation):,} validation and {len(split.test):,} test questions"
     )
     say(split_counts(split))
-    filter_seen = evaluation.filter_seen and not config.data.repeats
-    return Judge(
-        store,
-        split,
-        evaluation,
-        filter_seen,
-        candidates=make_candidates(config.candidate_set, store, split),
-        findings=audited(store, split, config.audit),
-    )
+    return judge
 
 
 def click_job(config: TrainConfig) -> ClickJudge:
@@ -350,11 +336,7 @@ def train_and_judge(
         rows = examined_clicks(judge, models, tracked, config.data.name)
     else:
         rows = examined(judge, models, tracked, config.data.name)
-    tracked.metrics(rows[0]["metrics"], 0)
-    for row in rows[1:]:
-        prefix = f"baseline/{file_name(row['model'])}"
-        tracked.metrics({f"{prefix}/{name}": v for name, v in row["metrics"].items()}, 0)
-    tracked.artifact_json("table.json", without_nan(rows))
+    report_rows(tracked, rows)
     return rows
 
 

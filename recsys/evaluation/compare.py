@@ -27,12 +27,12 @@ from recsys.evaluation.intervals import (
     bootstrap_metric,
     paired_bootstrap,
 )
+from recsys.evaluation.metrics import METRICS
 
 ENOUGH = 1000  # questions that a verdict takes
 ENOUGH_USERS = 100  # who asked them
 KEYS = ["user", "history_length", "answer", "answers"]
 CLICK_KEYS = ["user", "item", "label", "history_length"]
-ACCURACY = ("hr", "ndcg", "mrr", "recall", "precision", "map")
 CLICK_METRICS: tuple[Metric, ...] = get_args(Metric)
 
 Verdict = Literal["better", "worse", "no difference shown", "too few"]
@@ -185,7 +185,7 @@ def metrics_of(answers: Answers) -> list[str]:
     names = []
     for name in answers.frame.columns:
         metric, _, k = name.rpartition("_")
-        if metric in ACCURACY and k.isdigit() and (listed is None or int(k) <= int(listed[1])):
+        if metric in METRICS and k.isdigit() and (listed is None or int(k) <= int(listed[1])):
             names.append(name)
     return names
 

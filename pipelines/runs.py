@@ -1,0 +1,94 @@
+"""Tracked runs as the commands start, fill and read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipelines.checking import ConfigError, build
+from pipelines.entry import as_yaml
+from pipelines.judging import file_name
+from pipelines.paths import artifact_root, tracking_uri
+from pipelines.result import without_nan
+from pipelines.schemas import TrackingConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from recsys.tracking.run import RunInfo, TrackedRun
+
+    class Tracked(DataclassInstance, Protocol):
+        """Settings of a command that leaves a run."""
+
+        @property
+        def tracking(self) -> TrackingConfig:
+            """Where it is kept."""
+
+
+def start_run(
+    config: Tracked,
+    pipeline: str,
+    name: str,
+    *,
+    tags: Mapping[str, str],
+    parent: str | None = None,
+    run_id: str | None = None,
+) -> TrackedRun:
+    """Opens the run of a command.
+
+    Args:
+        config: the command's settings, all of which the run keeps.
+        pipeline: name of the command.
+        name: what a person reads in the table of runs.
+        tags: beside those of code, versions and machine.
+        parent: the run below which this one is shown.
+        run_id: an interrupted run to go on with.
+    """
+    from recsys.tracking.run import TrackedRun, environment_tags
+
+    return TrackedRun.start(
+        uri=config.tracking.uri or tracking_uri(),
+        artifact_root=str(artifact_root()),
+        experiment=config.tracking.experiment,
+        run_name=name[:200],
+        params=asdict(config),
+        config_yaml=as_yaml(config),
+        tags={**environment_tags(), **tags},
+        pipeline=pipeline,
+        parent_run_id=parent,
+        run_id=run_id,
+    )
+
+
+def report_rows(tracked: TrackedRun, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The final table's numbers as metrics: the first model's own, the others' as baselines."""
+    tracked.metrics(rows[0]["metrics"], 0)
+    for row in rows[1:]:
+        prefix = f"baseline/{file_name(row['model'])}"
+        tracked.metrics({f"{prefix}/{name}": v for name, v in row["metrics"].items()}, 0)
+    tracked.artifact_json("table.json", without_nan(list(rows)))
+
+
+def trained_run(run: str, tracking: TrackingConfig) -> tuple[RunInfo, TrainConfig]:
+    """A tracked run that holds a model, and the settings it was trained with.
+
+    Args:
+        run: its id, or "latest".
+        tracking: where it is kept.
+
+    Raises:
+        ValueError: no such run, or one that holds no model.
+    """
+    import yaml
+
+    from recsys.tracking.run import load_run
+
+    info = load_run(tracking.uri or tracking_uri(), run)
+    if info.tags.get("pipeline") != "train":
+        raise ConfigError(
+            f"run={run}: '{info.name}' is a run of {info.tags.get('pipeline')}, which holds "
+            "no model; name a training run, or run=latest"
+        )
+    text = info.artifact("config.yaml").read_text(encoding="utf-8")
+    return info, build(TrainConfig, yaml.safe_load(text), lambda key: f" in run {info.run_id}")
