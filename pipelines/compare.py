@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
 from pipelines.entry import main
-from pipelines.judging import file_name, interval_text, say
+from pipelines.judging import file_name, interval_text, say, share
 from pipelines.paths import tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import start_run
@@ -28,9 +28,13 @@ from pipelines.schemas import CompareConfig
 from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from recsys.evaluation.compare import Answers, Comparison, Verdict
     from recsys.evaluation.intervals import Interval
     from recsys.tracking.run import RunInfo
+
+    Moved = tuple[str, pl.DataFrame]  # "gain" or "lose", and who does
 
 
 def run(config: CompareConfig) -> None:
@@ -55,8 +59,9 @@ def run(config: CompareConfig) -> None:
         seed=config.seed,
         level=config.level,
     )
-    text = in_text(reference, own, found, metric, legend)
-    report = as_json(reference, others, own, found, metric, infos, config)
+    moved = [moved_users(reference, answers, metric, config.moved) for answers in others]
+    text = in_text(reference, own, found, moved, metric, legend)
+    report = as_json(reference, own, found, moved, metric, infos, config)
     title = f"{reference.name} beside {', '.join(answers.name for answers in others)}"
     tags = {
         "compares": ",".join(info.run_id for info in infos),
@@ -71,9 +76,7 @@ def run(config: CompareConfig) -> None:
             )
         tracked.artifact_text("compare.txt", text + "\n")
         tracked.artifact_json("compare.json", without_nan(report))
-        tracked.artifact_text(
-            "compare.html", in_html(reference, others, own, found, metric, legend, config.moved)
-        )
+        tracked.artifact_text("compare.html", in_html(reference, own, found, moved, metric, legend))
         seconds = time.perf_counter() - started
         rows = [
             {"model": reference.name, "metrics": {metric: own.estimate}},
@@ -168,10 +171,24 @@ def usual_metric(reference: Answers) -> str:
     return f"ndcg_{10 if 10 in cuts else max(cuts)}"
 
 
+def moved_users(reference: Answers, other: Answers, metric: str, count: int) -> list[Moved]:
+    """Who gains and who loses most; empty where count is 0."""
+    from recsys.evaluation.compare import moved_most
+
+    if not count:
+        return []
+    return list(zip(("gain", "lose"), moved_most(reference, other, metric, count), strict=True))
+
+
 def in_text(
-    reference: Answers, own: Interval, found: list[Comparison], metric: str, legend: str
+    reference: Answers,
+    own: Interval,
+    found: list[Comparison],
+    moved: list[list[Moved]],
+    metric: str,
+    legend: str,
 ) -> str:
-    """For the terminal."""
+    """For the terminal: all of them side by side, and the strongest of them part by part."""
     from recsys.evaluation.report import table_text
 
     rows = [{"model": reference.name, "mean": interval_text(own)}]
@@ -201,16 +218,55 @@ def in_text(
         "by drawing users\n"
     )
     lines = [table_text(rows, heading, columns)]
-    strongest = max(
-        found, key=lambda other: other.value.estimate * (-1 if metric == "logloss" else 1)
-    )
-    if said := worst_in_words(strongest, metric):
-        lines.append(said)
+    sign = -1 if metric == "logloss" else 1
+    place = max(range(len(found)), key=lambda number: sign * found[number].value.estimate)
+    strongest = found[place]
     if found[0].verdict == "too few":
-        from recsys.evaluation.compare import ENOUGH
-
-        lines.append(f"too few: fewer than {ENOUGH:,} questions give no verdict")
+        lines.append(too_few(reference))
+    if strongest.cohorts:
+        parts = [
+            {
+                "part": f"{part.cohort} {part.value}",
+                "questions": part.questions,
+                "ahead": interval_text(part.interval, signed=True),
+            }
+            for part in strongest.cohorts
+        ]
+        heading = f"\nagainst {strongest.other}, by cohort\n"
+        columns = {"part": "part", "questions": "questions", "ahead": columns["ahead"]}
+        lines.append(table_text(parts, heading, columns))
+        if said := worst_in_words(strongest, metric):
+            lines.append(said)
+    for word, users in moved[place]:
+        told = (
+            f"{row['user']} {share(row['difference'], signed=True)}"
+            + (
+                ""
+                if reference.of_clicks
+                else f" (rank {_rank(row['rank'])}, there {_rank(row['rank_other'])})"
+            )
+            for row in users.iter_rows(named=True)
+        )
+        title = users_who(word, reference)
+        lines.append(f"{title}, against {strongest.other}: {', '.join(told) or 'none'}")
+    if len(found) > 1:
+        lines.append("cohorts and users against the others: compare.html, compare.json")
     return "\n".join(lines)
+
+
+def too_few(reference: Answers) -> str:
+    """Why there is no verdict."""
+    from recsys.evaluation.compare import ENOUGH, ENOUGH_USERS
+
+    if len(reference.frame) < ENOUGH:
+        return f"too few: fewer than {ENOUGH:,} questions give no verdict"
+    users = reference.frame["user"].n_unique()
+    return f"too few: {users:,} users asked, and fewer than {ENOUGH_USERS:,} give no verdict"
+
+
+def users_who(word: str, reference: Answers) -> str:
+    """The title of the users that moved most."""
+    return f"users who {word} most{' in logloss' if reference.of_clicks else ''}"
 
 
 def ahead_by(reference: Answers, metric: str) -> str:
@@ -233,9 +289,9 @@ def worst_in_words(comparison: Comparison, metric: str) -> str:
 
 def as_json(
     reference: Answers,
-    others: list[Answers],
     own: Interval,
     found: list[Comparison],
+    moved: list[list[Moved]],
     metric: str,
     infos: list[RunInfo],
     config: CompareConfig,
@@ -252,36 +308,22 @@ def as_json(
         "seed": config.seed,
         "reference": {"model": reference.name, **asdict(own)},
         "others": [
-            {**asdict(other), **moved_in_json(reference, answers, metric, config.moved)}
-            for other, answers in zip(found, others, strict=True)
+            {**asdict(other), **{f"{word}_most": users.to_dicts() for word, users in who}}
+            for other, who in zip(found, moved, strict=True)
         ],
     }
 
 
-def moved_in_json(
-    reference: Answers, other: Answers, metric: str, count: int
-) -> dict[str, list[dict[str, Any]]]:
-    """The users that gain and lose most; of clicks none are named."""
-    from recsys.evaluation.compare import moved_most
-
-    if reference.of_clicks or not count:
-        return {}
-    gain, lose = moved_most(reference, other, metric, count)
-    return {"gain_most": gain.to_dicts(), "lose_most": lose.to_dicts()}
-
-
 def in_html(
     reference: Answers,
-    others: list[Answers],
     own: Interval,
     found: list[Comparison],
+    moved: list[list[Moved]],
     metric: str,
     legend: str,
-    moved: int,
 ) -> str:
     """The page."""
     from recsys.evaluation import html_report
-    from recsys.evaluation.compare import moved_most
     from recsys.evaluation.html_report import Cell
 
     rows: list[list[Cell | str]] = [[reference.name, interval_text(own), "", "", "", "", ""]]
@@ -311,28 +353,27 @@ def in_html(
             ),
         ),
     ]
-    for other, answers in zip(found, others, strict=True):
+    for other, who in zip(found, moved, strict=True):
         if other.cohorts:
             plot = html_report.intervals(
                 [(f"{c.cohort} {c.value} ({c.questions:,})", c.interval) for c in other.cohorts],
                 zero=True,
             )
             sections.append((f"Against {other.other}, by cohort", plot))
-        if not reference.of_clicks and moved:
+        if who:
             tables = []
-            for word, frame in zip(
-                ("gain", "lose"), moved_most(reference, answers, metric, moved), strict=True
-            ):
+            for word, users in who:
+                titles = [users_who(word, reference), "questions", "difference"]
+                titles += [] if reference.of_clicks else ["rank", f"rank by {other.other}"]
                 lines = [
                     [
                         str(row["user"]),
+                        f"{row['questions']:,}",
                         f"{row['difference']:+.4f}",
-                        _rank(row["rank"]),
-                        _rank(row["rank_other"]),
+                        *(_rank(row[name]) for name in ("rank", "rank_other") if name in row),
                     ]
-                    for row in frame.iter_rows(named=True)
+                    for row in users.iter_rows(named=True)
                 ]
-                titles = [f"users who {word} most", "difference", "rank", f"rank by {other.other}"]
                 tables.append(html_report.table(titles, lines))
             sections.append((f"Against {other.other}, user by user", "\n".join(tables)))
     return html_report.page(

@@ -189,6 +189,7 @@ class Examination:
         self.keep(f"per_question/test/{file_name(name)}.parquet", frame)
         row: dict[str, Any] = {"model": name, "metrics": metrics}
         if judge.evaluation.resamples:
+            from recsys.evaluation.beyond_accuracy import intervals_of_lists
             from recsys.evaluation.intervals import bootstrap_columns
 
             accuracy = [c for c in frame.columns if c in _bare(metrics) and c not in columns]
@@ -205,6 +206,14 @@ class Examination:
                         frame["user"].rank("dense").to_numpy()[known],
                         resamples=judge.evaluation.resamples,
                     )[0]
+            intervals |= intervals_of_lists(
+                ranking,
+                judge.store,
+                judge.split.test,
+                self.around,
+                judge.evaluation.ks,
+                judge.evaluation.resamples,
+            )
             row["intervals"] = {
                 judge.name("test", metric): [interval.low, interval.high]
                 for metric, interval in intervals.items()
@@ -362,7 +371,7 @@ def in_a_sentence(name: str, comparison: Comparison, metric: str) -> str:
         return f"WARNING: {name} loses to {comparison.other}: {said}"
     if comparison.verdict == "better":
         return f"{name} {said}"
-    why = "too few questions for a verdict"
+    why = "too few questions or users for a verdict"
     if comparison.verdict == "no difference shown":
         why = "no difference shown"
     return f"{'WARNING: ' if comparison.difference.estimate <= 0 else ''}{name} {said}: {why}"
@@ -391,9 +400,10 @@ def audited(store: HistoryStore, split: Split | ClickSplit, config: AuditConfig)
 
     if isinstance(split, ClickSplit):
         findings = audit_clicks(split)
+        say(f"split audit of clicks: {audit_line(findings)}")
     else:
         findings = audit_split(store, split)
-    say(audit_line(findings))
+        say(f"split audit: {audit_line(findings)}")
     check_thresholds(findings, asdict(config))
     return findings
 
@@ -403,7 +413,7 @@ def audit_line(findings: Sequence[Finding]) -> str:
 
     >>> from recsys.histories.audit import Finding
     >>> audit_line([Finding("future", 3, 8, ""), Finding("ties", 0, 9, "")])
-    "split audit: 37.5% of training lies in the questions' future"
+    "37.5% of training lies in the questions' future"
     """
     titles = {
         "future": "of training lies in the questions' future",
@@ -418,7 +428,7 @@ def audit_line(findings: Sequence[Finding]) -> str:
         for finding in findings
         if finding.count and finding.name in titles
     ]
-    return "split audit: " + ("; ".join(said) or "nothing found")
+    return "; ".join(said) or "nothing found"
 
 
 def _bare(metrics: Mapping[str, float]) -> set[str]:

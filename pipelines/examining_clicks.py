@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from recsys.evaluation.calibration import Reliability
+    from recsys.evaluation.intervals import Interval
     from recsys.tracking.run import TrackedRun
 
 
@@ -30,8 +30,7 @@ def examined_clicks(
     """
     from recsys.evaluation import html_report
     from recsys.evaluation.cohorts import cohort_table, worst
-    from recsys.evaluation.compare import CLICK_METRICS, Answers, compare
-    from recsys.evaluation.intervals import bootstrap_metric
+    from recsys.evaluation.compare import Answers, compare
     from recsys.evaluation.suspicions import click_suspicions
 
     cohorts = cohorts_of(judge)
@@ -44,23 +43,9 @@ def examined_clicks(
         tracked.artifact_frame(f"per_question/test/{file_name(name)}.parquet", frame)
         row: dict[str, Any] = {"model": name, "metrics": metrics}
         if resamples:
-            columns = (frame[c].to_numpy() for c in ("label", "user", "score"))
-            labels, users, scores = columns
-            found = {
-                metric: bootstrap_metric(
-                    labels,
-                    users,
-                    scores,
-                    metric,
-                    weighting=judge.evaluation.gauc_weighting,
-                    resamples=resamples,
-                )
-                for metric in CLICK_METRICS
-                if not math.isnan(metrics[judge.name("test", metric)])
-            }
             row["intervals"] = {
                 judge.name("test", metric): [interval.low, interval.high]
-                for metric, interval in found.items()
+                for metric, interval in intervals_of(judge, frame["score"].to_numpy()).items()
             }
         frames[name], rows = frame, [*rows, row]
     name, model = next(iter(models.items()))
@@ -77,7 +62,7 @@ def examined_clicks(
             for n, frame in frames.items()
         ]
         draws = max(resamples, 1000)  # fewer could tell no difference of several
-        _, compared = compare(answers[0], answers[1:], "auc", resamples=draws)
+        _, compared = compare(answers[0], answers[1:], "auc", resamples=draws, cohorts=False)
         compared.sort(key=lambda comparison: -comparison.value.estimate)
         sentences = [in_a_sentence(name, comparison, "auc") for comparison in compared]
         lines += sentences[:1]
@@ -154,6 +139,23 @@ def _cell(numbers: dict[str, float], metric: str) -> str:
     return interval_text(Interval(numbers[metric], low, high))
 
 
+def intervals_of(judge: ClickJudge, scores: np.ndarray) -> dict[str, Interval]:
+    """The interval of each metric of these answers to the test questions."""
+    from recsys.evaluation.click_report import click_intervals
+
+    asked = judge.split.test
+    return click_intervals(
+        asked.labels,
+        scores,
+        asked.users,
+        asked.requests,
+        ks=judge.evaluation.ks,
+        weighting=judge.evaluation.gauc_weighting,
+        bins=judge.evaluation.calibration_bins,
+        resamples=judge.evaluation.resamples,
+    )
+
+
 def cohorts_of(judge: ClickJudge) -> pl.DataFrame:
     """The cohort of each test question."""
     import numpy as np
@@ -172,7 +174,6 @@ def calibrated(
     """Metrics and reliability on test, as the model says it and mended on validation."""
     from recsys.evaluation.calibration import Isotonic, Temperature, reliability
     from recsys.evaluation.click_metrics import auc, calibration_error, logloss
-    from recsys.evaluation.intervals import bootstrap_metric
 
     validation = judge.ask(model, "val")[1]
     on_validation = validation["label"].to_numpy(), validation["score"].to_numpy()
@@ -193,19 +194,11 @@ def calibrated(
         for kind, probabilities in mended.items()
     }
     if judge.evaluation.resamples:
-        users = frame["user"].rank("dense").to_numpy()
         for kind, probabilities in mended.items():
-            for metric in ("logloss", "auc"):
-                if math.isnan(numbers[kind][metric]):
-                    continue
-                found = bootstrap_metric(
-                    labels,
-                    users,
-                    probabilities,
-                    "auc" if metric == "auc" else "logloss",
-                    resamples=judge.evaluation.resamples,
-                )
-                numbers[kind] |= {f"{metric}_low": found.low, f"{metric}_high": found.high}
+            found = intervals_of(judge, probabilities)
+            for metric in numbers[kind].keys() & found.keys():
+                low, high = found[metric].low, found[metric].high
+                numbers[kind] |= {f"{metric}_low": low, f"{metric}_high": high}
     return numbers, {kind: reliability(labels, p, bins) for kind, p in mended.items()}
 
 

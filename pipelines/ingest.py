@@ -22,14 +22,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.entry import main
+from pipelines.checking import build
+from pipelines.entry import main, shipped
 from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, write_result
-from pipelines.schemas import DataConfig, HourOfWeekConfig, IngestConfig, RecencyConfig
+from pipelines.schemas import (
+    ClicksConfig,
+    DataConfig,
+    HourOfWeekConfig,
+    IngestConfig,
+    RecencyConfig,
+)
 
 if TYPE_CHECKING:
+    from recsys.histories.clicks import ClickSplit
     from recsys.histories.features import Feature
     from recsys.histories.ingest import Extras
+    from recsys.histories.questions import Split
     from recsys.histories.store import HistoryStore
 
 
@@ -207,24 +216,35 @@ def run(config: IngestConfig) -> None:
 
 
 def say_audit(config: IngestConfig, store: HistoryStore) -> None:
-    """The audit of the split that is configured, if the log gives one.
+    """The audit of the questions that are configured, as far as the log gives them.
 
     Raises:
         AuditError: beyond a threshold.
         SplitError: thresholds are set, and the split cannot be made.
     """
+    from pipelines.clicks import make_click_split
     from pipelines.examining import audited
     from pipelines.judging import make_split
     from recsys.histories.questions import SplitError
 
-    try:
-        split = make_split(config.split, store)
-    except SplitError as error:
-        if any(limit is not None for limit in asdict(config.audit).values()):
-            raise
-        print(f"split audit: split={config.split.name} cannot be made of this log: {error}")
-        return
-    audited(store, split, config.audit)
+    def audit(made: Callable[[], Split | ClickSplit], what: str) -> None:
+        try:
+            split = made()
+        except SplitError as error:
+            if any(limit is not None for limit in asdict(config.audit).values()):
+                raise
+            print(f"{what}: split={config.split.name} cannot be made of this log: {error}")
+            return
+        audited(store, split, config.audit)
+
+    questions = config.questions
+    if not isinstance(questions, ClicksConfig):
+        audit(lambda: make_split(config.split, store), "split audit")
+    if questions is None and (store.labels is not None or store.impressions is not None):
+        questions = build(ClicksConfig, shipped("questions", "clicks"), lambda key: "")
+    if isinstance(questions, ClicksConfig):
+        asked = questions
+        audit(lambda: make_click_split(config.split, asked, store), "split audit of clicks")
 
 
 def _say(message: str) -> None:

@@ -678,12 +678,15 @@ class IngestConfig:
     Attributes:
         data: the log and how it is cleaned.
         split: which events would be questions: what the split audit looks at.
+        questions: the kind it audits; null: next items, and clicks too where the log has labels or
+            impressions.
         audit: what the split may look like.
         result: a file for the final table as JSON.
     """
 
     data: DataConfig
     split: SplitConfig
+    questions: QuestionsConfig | None
     audit: AuditConfig
     result: str | None
 

@@ -5,7 +5,8 @@ candidates ran out) is left out, and so is a question whose list is empty. Measu
 question give float64 [N] with NaN where a question has no value, so that intervals and cohorts
 apply to them as to accuracy.
 
-Dimensions: N questions, K places, V catalogue incl. padding (index 0), F genres, D width.
+Dimensions: N questions, K places, V catalogue incl. padding (index 0), F genres, D width, G groups
+of users.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recsys.evaluation.intervals import Interval, bootstrap_gain, jackknife, user_groups
 from recsys.evaluation.metrics import RankedAnswers
 from recsys.evaluation.ranking import Ranking
 from recsys.histories.attributes import Attribute
@@ -24,6 +26,28 @@ from recsys.histories.spans import different, ragged
 from recsys.histories.store import HistoryStore
 
 _ELEMENTS = 1 << 22  # of the largest array made for a piece of the questions
+
+
+def coverage(lists_NK: np.ndarray, catalogue_size: int) -> float:
+    """Share of the catalogue's items that stand in any list.
+
+    >>> coverage(np.array([[1, 2], [1, 0]]), 5)
+    0.5
+
+    Args:
+        lists_NK: items, 0 for an empty place.
+        catalogue_size: V, the padding counted.
+    """
+    return _coverage_of(_shown(lists_NK, catalogue_size))
+
+
+def _shown(lists_NK: np.ndarray, catalogue_size: int) -> np.ndarray:
+    """int64 [V − 1]: how often each item is listed."""
+    return np.bincount(lists_NK.ravel(), minlength=catalogue_size)[1:]
+
+
+def _coverage_of(shown: np.ndarray) -> float:
+    return float((shown > 0).sum() / len(shown))
 
 
 def gini(lists_NK: np.ndarray, catalogue_size: int) -> float:
@@ -42,7 +66,11 @@ def gini(lists_NK: np.ndarray, catalogue_size: int) -> float:
     Returns:
         NaN where nothing is shown, or the catalogue has one item.
     """
-    shown = np.sort(np.bincount(lists_NK.ravel(), minlength=catalogue_size)[1:])
+    return _gini_of(_shown(lists_NK, catalogue_size))
+
+
+def _gini_of(shown: np.ndarray) -> float:
+    shown = np.sort(shown)
     n, total = len(shown), int(shown.sum())
     if total == 0 or n < 2:
         return float("nan")
@@ -88,6 +116,16 @@ def popularity_lift(
     Returns:
         NaN where no question has both list and history.
     """
+    (of_lists, of_histories), _ = _popularity(lists_NK, store, questions, counts_V)
+    if not len(of_lists) or of_histories.sum() == 0:
+        return float("nan")
+    return float(of_lists.mean() / of_histories.mean() - 1)
+
+
+def _popularity(
+    lists_NK: np.ndarray, store: HistoryStore, questions: Questions, counts_V: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean counts of list and history [2, questions that have both], and which these are [N]."""
     of_lists = _mean_of_places(counts_V.astype(np.float64), lists_NK)
     of_events = np.concatenate([[0.0], np.cumsum(counts_V[store.items], dtype=np.float64)])
     begins = store.offsets[questions.users]
@@ -95,9 +133,7 @@ def popularity_lift(
     lengths = np.where(questions.history_ends > 0, questions.history_ends, 1)
     of_histories = (of_events[ends] - of_events[begins]) / lengths
     counted = (questions.history_ends > 0) & ~np.isnan(of_lists)
-    if not counted.any() or of_histories[counted].sum() == 0:
-        return float("nan")
-    return float(of_lists[counted].mean() / of_histories[counted].mean() - 1)
+    return np.stack([of_lists, of_histories])[:, counted], counted
 
 
 def diversity_of_vectors(lists_NK: np.ndarray, vectors_VD: np.ndarray) -> np.ndarray:
@@ -372,3 +408,50 @@ def describe(
         known = column[~np.isnan(column)]
         values[name] = float(known.mean()) if len(known) else float("nan")
     return values, columns
+
+
+def intervals_of_lists(
+    ranking: Ranking,
+    store: HistoryStore,
+    questions: Questions,
+    around: Surroundings,
+    ks: Sequence[int],
+    resamples: int,
+) -> dict[str, Interval]:
+    """Intervals of what is no mean over questions: coverage, Gini, popularity lift.
+
+    Coverage and Gini by leaving out groups of users, since users who are drawn twice show nothing
+    new; the lift, a ratio of two means, by drawing users.
+
+    Args:
+        ranking: what a model answered.
+        store: the histories.
+        questions: what was asked.
+        around: what the lists are looked at beside.
+        ks: cut-offs.
+        resamples: draws of users.
+
+    Returns:
+        By name (`coverage_K`, `gini_K`, `popularity_lift_K`), those that are defined.
+    """
+    found: dict[str, Interval | None] = {}
+    group_N = user_groups(questions.users)
+    rows_of = [np.flatnonzero(group_N == group) for group in range(group_N.max() + 1)]
+    for k in ks:
+        lists_NK = ranking.lists_NK[:, :k]
+        shown = _shown(lists_NK, store.catalogue_size)
+        measures = {"coverage": _coverage_of, "gini": _gini_of}
+        without_MG = np.array(
+            [
+                [measure(shown - _shown(lists_NK[rows], store.catalogue_size)) for rows in rows_of]
+                for measure in measures.values()
+            ]
+        )
+        for (name, measure), without_G in zip(measures.items(), without_MG, strict=True):
+            found[f"{name}_{k}"] = jackknife(measure(shown), without_G)
+        (of_lists, of_histories), counted = _popularity(lists_NK, store, questions, around.counts_V)
+        if len(of_lists):
+            found[f"popularity_lift_{k}"] = bootstrap_gain(
+                of_lists, of_histories, questions.users[counted], resamples=resamples
+            )
+    return {name: interval for name, interval in found.items() if interval is not None}

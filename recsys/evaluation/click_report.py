@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,14 @@ from recsys.evaluation.click_metrics import (
     normalised_entropy,
     request_ranks,
     user_aucs,
+)
+from recsys.evaluation.intervals import (
+    Interval,
+    Metric,
+    bootstrap_columns,
+    bootstrap_metric,
+    jackknife,
+    user_groups,
 )
 from recsys.evaluation.metrics import mrr, ndcg
 from recsys.histories.clicks import ClickQuestions
@@ -84,6 +93,81 @@ def summarise_clicks(
     values["requests_counted"] = float(ranks.questions)
     values["requests_excluded"] = float(requests - ranks.questions)
     return values
+
+
+def click_intervals(
+    labels_N: np.ndarray,
+    probabilities_N: np.ndarray,
+    users_N: np.ndarray,
+    requests_N: np.ndarray | None = None,
+    *,
+    ks: Sequence[int] = (10,),
+    weighting: Weighting = "impressions",
+    bins: int = 15,
+    resamples: int = 1000,
+) -> dict[str, Interval]:
+    """The interval of each metric of `summarise_clicks` that is defined.
+
+    AUC, GAUC, logloss and the metrics of requests by drawing users; normalised entropy and the
+    calibration errors, which drawing moves, by leaving out groups of users.
+
+    Args:
+        labels_N: 0 or 1.
+        probabilities_N: of a click, in [0, 1].
+        users_N: integers or text.
+        requests_N: as in `summarise_clicks`.
+        ks: cut-offs of the requests' metrics.
+        weighting: what a user counts in GAUC.
+        bins: of the calibration errors.
+        resamples: draws of users.
+    """
+    found: dict[str, Interval | None] = {}
+    for metric in get_args(Metric):
+        try:
+            found[metric] = bootstrap_metric(
+                labels_N, users_N, probabilities_N, metric, weighting=weighting, resamples=resamples
+            )
+        except ValueError:  # one class only
+            found[metric] = None
+    group_N = user_groups(users_N)
+    rests = [group_N != group for group in range(group_N.max() + 1)]
+    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+        "normalised_entropy": normalised_entropy,
+        "calibration_error": lambda labels, scores: calibration_error(labels, scores, bins),
+        "calibration_error_mass": lambda labels, scores: calibration_error(
+            labels, scores, bins, "equal_mass"
+        ),
+    }
+    if len(rests) > 1:
+        for name, measure in measures.items():
+            without_G = np.array([measure(labels_N[rest], probabilities_N[rest]) for rest in rests])
+            found[name] = jackknife(measure(labels_N, probabilities_N), without_G)
+    if requests_N is not None and np.any(requests_N >= 0):
+        found |= _intervals_of_requests(
+            labels_N, probabilities_N, users_N, requests_N, ks, resamples
+        )
+    return {name: interval for name, interval in found.items() if interval is not None}
+
+
+def _intervals_of_requests(
+    labels_N: np.ndarray,
+    probabilities_N: np.ndarray,
+    users_N: np.ndarray,
+    requests_N: np.ndarray,
+    ks: Sequence[int],
+    resamples: int,
+) -> dict[str, Interval]:
+    ranks = request_ranks(labels_N, probabilities_N, requests_N)
+    if not ranks.questions:
+        return {}
+    # Those with a click, in the order of their numbers; a request is one user's.
+    clicked = (requests_N >= 0) & (labels_N == 1)
+    _, first = np.unique(requests_N[clicked], return_index=True)
+    asked = users_N[clicked][first]
+    names = [f"{name}_{k}" for k in ks for name in ("request_ndcg", "request_mrr")]
+    columns = [metric(ranks, k) for k in ks for metric in (ndcg, mrr)]
+    intervals = bootstrap_columns(np.column_stack(columns), asked, resamples=resamples)
+    return dict(zip(names, intervals, strict=True))
 
 
 def per_question_click_frame(

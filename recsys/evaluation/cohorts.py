@@ -10,7 +10,7 @@ Dimensions: N questions, U users, V catalogue incl. padding.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -330,6 +330,22 @@ def cohort_table(
     """
     found = []
     users = frame["user"].rank("dense").to_numpy()
+    for cohort, names, parts_NM in cohort_parts(frame):
+        intervals = bootstrap_parts(values_N, parts_NM, users, resamples=resamples, seed=seed)
+        for name, count, interval in zip(names, parts_NM.sum(0), intervals, strict=True):
+            found.append(Cohort(cohort, name, int(count), interval))
+    return found
+
+
+def cohort_parts(frame: pl.DataFrame) -> Iterator[tuple[str, list[str], np.ndarray]]:
+    """The parts of each cohort, some at a time, in their order.
+
+    Args:
+        frame: one row a question, with columns `cohort/NAME`.
+
+    Yields:
+        The cohort, names of M parts, and which questions are in them: bool [N, M].
+    """
     for column in frame.columns:
         if not column.startswith(PREFIX):
             continue
@@ -343,10 +359,7 @@ def cohort_table(
             inside = (numbers >= begin) & (numbers < begin + len(some))
             parts_NM = np.zeros((len(frame), len(some)), dtype=bool)
             parts_NM[said["row"].to_numpy()[inside], numbers[inside] - begin] = True
-            intervals = bootstrap_parts(values_N, parts_NM, users, resamples=resamples, seed=seed)
-            for name, count, interval in zip(some, parts_NM.sum(0), intervals, strict=True):
-                found.append(Cohort(column.removeprefix(PREFIX), name, int(count), interval))
-    return found
+            yield column.removeprefix(PREFIX), some, parts_NM
 
 
 def worst(cohorts: Sequence[Cohort], least: int = 100, *, largest: bool = False) -> Cohort | None:

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from recsys.evaluation.click_metrics import Weighting, log_losses
-from recsys.evaluation.cohorts import Cohort, cohort_table
+from recsys.evaluation.cohorts import Cohort, cohort_parts, cohort_table
 from recsys.evaluation.intervals import (
     Interval,
     Metric,
@@ -198,6 +198,7 @@ def compare(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    cohorts: bool = True,
 ) -> tuple[Interval, list[Comparison]]:
     """A reference model beside others.
 
@@ -209,6 +210,7 @@ def compare(
         seed: of the draws.
         level: of the intervals; a difference is a verdict when its corrected p-value is below
             1 − level.
+        cohorts: whether to look into the cohorts.
 
     Returns:
         The reference's own mean, and one comparison for each other.
@@ -260,9 +262,7 @@ def compare(
                 losses=int((ahead < 0).sum()),
                 p_holm=p,
                 verdict=verdict,
-                cohorts=cohort_table(reference.frame, moved_N, resamples=resamples, seed=seed)
-                if len(moved_N) == len(reference.frame)
-                else [],
+                cohorts=_cohorts(reference, other, metric, moved_N, draws) if cohorts else [],
             )
         )
     own = _own(reference, metric, draws)
@@ -283,17 +283,58 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def _cohorts(
+    reference: Answers, other: Answers, metric: str, moved_N: np.ndarray, draws: _Draws
+) -> list[Cohort]:
+    """The difference in each part; of AUC and GAUC in those where it is defined."""
+    if len(moved_N):
+        return cohort_table(reference.frame, moved_N, resamples=draws.resamples, seed=draws.seed)
+    found = []
+    labels_N = reference.frame["label"].to_numpy()
+    scores = [answers.frame["score"].to_numpy() for answers in (reference, other)]
+    for cohort, names, parts_NM in cohort_parts(reference.frame):
+        for name, part_N in zip(names, parts_NM.T, strict=True):
+            users = reference.users[part_N]
+            if not _has_both(labels_N[part_N], users, metric):
+                continue
+            difference = paired_bootstrap(
+                labels_N[part_N],
+                users,
+                scores[0][part_N],
+                scores[1][part_N],
+                _click_metric(metric),
+                weighting=reference.weighting,
+                resamples=draws.resamples,
+                seed=draws.seed,
+                level=draws.level,
+            )
+            found.append(Cohort(cohort, name, int(part_N.sum()), difference))
+    return found
+
+
+def _has_both(labels_N: np.ndarray, users_N: np.ndarray, metric: str) -> bool:
+    """Whether AUC, or for GAUC that of any user, has both classes."""
+    if metric == "auc":
+        return len(np.unique(labels_N)) == 2
+    of_users = pl.DataFrame({"user": users_N, "label": labels_N}).group_by("user")
+    return bool((of_users.agg(pl.col("label").n_unique())["label"] == 2).any())
+
+
 def moved_most(
     reference: Answers, other: Answers, metric: str, count: int = 5
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The users whose mean rises most and falls most from the other model to the reference.
+    """The users who gain most and lose most from the other model to the reference.
 
-    Ties are settled by the change in rank of the answer, then by the user's id.
+    By the mean of the metric over their questions, ties settled by the change in rank of the
+    answer, then by the user's id. Of clicks by mean logloss whatever the metric: an AUC is no mean
+    over a user's questions. A loss that falls is a gain.
 
     Returns:
-        Two frames of at most `count` rows: `user`, `questions`, `difference`, `rank` and
-        `rank_other` (of the user's first question; null is a miss).
+        Two frames of at most `count` rows: `user`, `questions`, `difference`, and of next items
+        `rank` and `rank_other` (of the user's first question; null is a miss).
     """
+    if reference.of_clicks:
+        return _moved_clicks(reference, other, count)
     rows = reference.frame.select(
         "user",
         "rank",
@@ -318,6 +359,25 @@ def moved_most(
     )
     down = users.filter(pl.col("difference") < 0).sort(["difference", "gained", "user"])
     return up.head(count).select(columns), down.head(count).select(columns)
+
+
+def _moved_clicks(
+    reference: Answers, other: Answers, count: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    labels_N = reference.frame["label"].to_numpy()
+    ours_N, theirs_N = (
+        log_losses(labels_N, answers.frame["score"].to_numpy()) for answers in (reference, other)
+    )
+    users = (
+        reference.frame.select("user", difference=pl.Series(ours_N - theirs_N))
+        .group_by("user", maintain_order=True)
+        .agg(pl.len().alias("questions"), pl.col("difference").mean())
+    )
+    gain = users.filter(pl.col("difference") < 0).sort(["difference", "user"])
+    lose = users.filter(pl.col("difference") > 0).sort(
+        ["difference", "user"], descending=[True, False]
+    )
+    return gain.head(count), lose.head(count)
 
 
 def _beside(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from recsys.evaluation.beyond_accuracy import coverage
 from recsys.evaluation.metrics import metric_table
 from recsys.evaluation.ranking import Ranking
 from recsys.histories.questions import Questions
@@ -66,9 +67,7 @@ def summarise(ranking: Ranking, store: HistoryStore, ks: Sequence[int]) -> dict[
         raise ValueError(f"cut-off {max(ks)} is beyond the lists, which hold {length} items")
     values = {name: float(v.mean()) for name, v in metric_table(ranking.answers, ks).items()}
     for k in ks:
-        shown = np.zeros(store.catalogue_size, dtype=bool)
-        shown[ranking.lists_NK[:, :k]] = True
-        values[f"coverage_{k}"] = float(shown[1:].sum() / (store.catalogue_size - 1))
+        values[f"coverage_{k}"] = coverage(ranking.lists_NK[:, :k], store.catalogue_size)
     values["questions"] = float(ranking.answers.questions)
     return values
 

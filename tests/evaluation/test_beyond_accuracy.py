@@ -9,17 +9,20 @@ import pytest
 from recsys.evaluation import beyond_accuracy
 from recsys.evaluation.beyond_accuracy import (
     Surroundings,
+    coverage,
     describe,
     diversity_of_genres,
     diversity_of_vectors,
     genre_calibration,
     gini,
+    intervals_of_lists,
     novelty,
     popularity_lift,
     popularity_ranks,
     serendipity,
     users_of_items,
 )
+from recsys.evaluation.intervals import jackknife, user_groups
 from recsys.evaluation.metrics import RankedAnswers
 from recsys.evaluation.ranking import question_answers, rank
 from recsys.histories.attributes import attribute_of
@@ -188,3 +191,25 @@ def test_a_description_holds_every_measure_and_the_mean_of_each():
         ranking, STORE, SPLIT.test, Surroundings(counts, users, 30, popular, None), [3]
     )
     assert set(bare) == {"gini_3", "popularity_lift_3", "novelty_3", "serendipity_3"}
+
+
+def test_numbers_of_all_lists_have_intervals_of_their_own():
+    counts = np.bincount(STORE.items, minlength=V)
+    model = Popularity().fit(STORE.items, STORE.offsets, SPLIT.training_ends, V)
+    ranking = rank(model, STORE, SPLIT.test, filter_seen=True, k=3)
+    users = users_of_items(STORE, SPLIT.training_ends)
+    around = Surroundings(counts, users, STORE.users, None, None)
+    values, _ = describe(ranking, STORE, SPLIT.test, around, [1, 3])
+    found = intervals_of_lists(ranking, STORE, SPLIT.test, around, [1, 3], 200)
+    names = [f"{name}_{k}" for k in (1, 3) for name in ("coverage", "gini", "popularity_lift")]
+    assert sorted(found) == sorted(names)
+    groups = user_groups(SPLIT.test.users)
+    for k in (1, 3):
+        lists = ranking.lists_NK[:, :k]
+        for name, measure in (("coverage", coverage), ("gini", gini)):
+            without = [measure(lists[groups != group], V) for group in range(groups.max() + 1)]
+            expected = jackknife(measure(lists, V), np.array(without))
+            assert found[f"{name}_{k}"] == expected
+        lift = found[f"popularity_lift_{k}"]
+        assert lift.estimate == pytest.approx(values[f"popularity_lift_{k}"])
+        assert lift.low < lift.estimate < lift.high

@@ -5,7 +5,12 @@ import polars as pl
 import pytest
 
 from recsys.evaluation.click_metrics import auc, calibration_error, gauc, request_ranks
-from recsys.evaluation.click_report import per_question_click_frame, summarise_clicks
+from recsys.evaluation.click_report import (
+    click_intervals,
+    per_question_click_frame,
+    summarise_clicks,
+)
+from recsys.evaluation.intervals import bootstrap_means, jackknife, user_groups
 from recsys.evaluation.metrics import ndcg
 from recsys.evaluation.report import metric_name
 from recsys.histories.clicks import ClickQuestions
@@ -109,3 +114,45 @@ def test_a_log_without_times_has_none_in_the_table():
 def test_one_score_per_question():
     with pytest.raises(ValueError, match=r"scores of shape \(3,\) for 4 questions"):
         per_question_click_frame(QUESTIONS, SCORES[:3], STORE)
+
+
+def test_every_metric_has_its_interval():
+    draw = np.random.Generator(np.random.PCG64(2))
+    N = 600
+    users, requests = np.arange(N) // 6, np.arange(N) // 3
+    labels = (draw.random(N) < 0.4).astype(np.float32)
+    scores = np.clip(0.3 * labels + draw.random(N) * 0.7, 0, 1)
+    settings = {"ks": [1, 2], "weighting": "users", "bins": 5}
+    values = summarise_clicks(labels, scores, users, requests, **settings)
+    found = click_intervals(labels, scores, users, requests, **settings, resamples=200)
+    counts = {name for name in values if name.endswith(("counted", "excluded"))}
+    assert set(found) == set(values) - counts - {"questions", "clicks"}
+    for name, interval in found.items():
+        assert interval.estimate == pytest.approx(values[name]), name
+        assert interval.low < values[name] < interval.high, name
+    groups = user_groups(users)
+    without = [
+        calibration_error(labels[groups != group], scores[groups != group], 5)
+        for group in range(50)
+    ]
+    assert found["calibration_error"] == jackknife(values["calibration_error"], np.array(without))
+
+
+def test_intervals_of_requests_draw_the_users_who_made_them():
+    draw = np.random.Generator(np.random.PCG64(3))
+    labels = (draw.random(40) < 0.5).astype(np.float32)
+    scores, requests = draw.random(40), np.repeat(draw.permutation(10) - 1, 4)  # -1: unknown
+    users = 100 + (requests % 3)
+    found = click_intervals(labels, scores, users, requests, ks=[2], resamples=50)
+    ranks = request_ranks(labels, scores, requests)
+    asked = np.unique(requests[(requests >= 0) & (labels == 1)])
+    assert len(asked) == ranks.questions
+    assert found["request_ndcg_2"] == bootstrap_means(ndcg(ranks, 2), 100 + asked % 3, resamples=50)
+
+
+def test_what_is_not_defined_has_no_interval():
+    ones = np.ones(4, dtype=np.float32)
+    found = click_intervals(ones, np.full(4, 0.5), np.arange(4), resamples=20)
+    assert set(found) == {"logloss", "calibration_error", "calibration_error_mass"}
+    alone = click_intervals(np.array([1, 0]), np.array([0.5, 0.2]), np.zeros(2), resamples=20)
+    assert "calibration_error" not in alone and "auc" in alone

@@ -222,6 +222,43 @@ def test_the_users_that_moved_most():
     assert lost["rank_other"].to_list() == [1, 4] and lost["rank"].to_list() == [None, None]
 
 
+def test_the_users_whose_clicks_moved_most_are_those_of_the_loss():
+    good, poor = clicks("good", 0.5), clicks("poor", 3.0, seed=1)
+    labels, users = good.frame["label"].to_numpy(), good.frame["user"].to_numpy()
+    losses = [log_losses(labels, a.frame["score"].to_numpy()) for a in (good, poor)]
+    by_user = np.bincount(users, weights=losses[0] - losses[1]) / np.bincount(users)
+    for metric in ("auc", "gauc", "logloss"):
+        gained, lost = moved_most(good, poor, metric, 3)
+        assert gained["user"].to_list() == np.argsort(by_user)[:3].tolist()
+        assert lost["user"].to_list() == np.argsort(-by_user)[:3].tolist()
+        assert gained["difference"].to_list() == pytest.approx(sorted(by_user)[:3])
+        assert gained["questions"].to_list() == [4, 4, 4]
+
+
+@pytest.mark.parametrize("metric", ["auc", "gauc", "logloss"])
+def test_clicks_have_cohorts_too(metric):
+    part = pl.Series("cohort/half", ["one", "other", "none"] * 400)
+    models = []
+    for made in (clicks("good", 0.5), clicks("poor", 3.0, seed=1)):
+        labels = pl.when(part == "none").then(pl.lit(1, pl.Int8)).otherwise("label").alias("label")
+        models.append(replace(made, frame=made.frame.with_columns(part, labels)))
+    good, poor = models
+    _, (found,) = compare(good, [poor], metric, resamples=60)
+    parts = {cohort.value: cohort for cohort in found.cohorts}
+    assert set(parts) == {"one", "other"} | ({"none"} if metric == "logloss" else set())
+    rows = part.to_numpy() == "one"
+    labels, users = (good.frame[c].to_numpy()[rows] for c in ("label", "user"))
+    ours, theirs = (a.frame["score"].to_numpy()[rows] for a in (good, poor))
+    value = {
+        "auc": lambda s: auc(labels, s),
+        "gauc": lambda s: gauc(labels, s, users),
+        "logloss": lambda s: log_losses(labels, s).mean(),
+    }[metric]
+    assert parts["one"].interval.estimate == pytest.approx(value(ours) - value(theirs))
+    assert parts["one"].questions == 400
+    assert compare(good, [poor], metric, resamples=60, cohorts=False)[1][0].cohorts == []
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_never_lowers_and_keeps_the_order(p_values):
     corrected = holm(p_values)

@@ -13,7 +13,9 @@ from recsys.evaluation.intervals import (
     bootstrap_means,
     bootstrap_metric,
     bootstrap_parts,
+    jackknife,
     paired_bootstrap,
+    user_groups,
 )
 
 METRICS = {"auc": auc, "gauc": gauc, "logloss": logloss}
@@ -275,3 +277,40 @@ def test_a_gain_counts_what_is_unsure_about_both():
     alone = bootstrap_means(ours - theirs, users, resamples=300)
     assert found.high - found.low > 1.3 * (alone.high - alone.low) / theirs.mean()
     assert bootstrap_gain(ours, np.zeros(400), users) is None
+
+
+def test_the_jackknife_of_a_mean_is_the_interval_of_a_mean():
+    values = np.random.Generator(np.random.PCG64(8)).normal(2.0, 3.0, 200)
+    groups = user_groups(np.arange(200))
+    assert sorted(np.bincount(groups)) == [4] * 50
+    without = np.array([values[groups != group].mean() for group in range(50)])
+    found = jackknife(values.mean(), without)
+    assert found is not None and found.estimate == values.mean()
+    plain = bootstrap_means(values, np.arange(200), resamples=4000)
+    assert found.high - found.low == pytest.approx(plain.high - plain.low, rel=0.15)
+    # A user stays whole, and one group tells nothing.
+    assert len(set(zip([7, 8, 7], user_groups(np.array([7, 8, 7])), strict=True))) == 2
+    assert jackknife(1.0, np.array([1.0])) is None
+    assert jackknife(1.0, np.array([1.0, np.nan])) is None
+
+
+def test_the_jackknife_holds_a_coverage_that_draws_of_users_miss():
+    """Of 150 samples of 120 users: how many of their intervals hold the mean coverage?"""
+    draw = np.random.Generator(np.random.PCG64(9))
+    shares = 1 / np.arange(1, 401) ** 0.9
+    shares /= shares.sum()
+    samples = [draw.choice(400, size=(120, 5), p=shares) for _ in range(150)]
+    truth = np.mean([len(np.unique(lists)) / 400 for lists in samples])
+    held = missed = 0
+    groups = user_groups(np.arange(120))
+    for lists in samples:
+        own = len(np.unique(lists)) / 400
+        without = [len(np.unique(lists[groups != group])) / 400 for group in range(50)]
+        found = jackknife(own, np.array(without))
+        assert found is not None
+        held += found.low <= truth <= found.high
+        drawn = [len(np.unique(lists[draw.integers(120, size=120)])) / 400 for _ in range(40)]
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        missed += not low <= truth <= high
+    assert held / 150 > 0.9
+    assert missed / 150 > 0.9

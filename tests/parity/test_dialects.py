@@ -1,4 +1,7 @@
-"""docs/metrics.md: one toy example in the formulas of other libraries, each from its source."""
+"""docs/metrics.md: one toy example in the formulas of other libraries, each from its source.
+
+`benchmarks/peers/dialects.py` asks the libraries themselves.
+"""
 
 from math import log2
 from pathlib import Path
@@ -15,6 +18,10 @@ DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 def dcg(ranks) -> float:
     return sum(1 / log2(rank + 1) for rank in ranks)
+
+
+def first_two_alike(ranks) -> float:
+    return sum(1 / max(log2(rank), 1) for rank in ranks)
 
 
 def precisions(ranks) -> float:
@@ -50,9 +57,16 @@ def table() -> dict[str, list[float | None]]:
         "**recsys**": ours(),
         # RecBole evaluator/metrics.py, RePlay metrics/*: IDCG and AP over min(R, k), recall over R.
         "RecBole, RePlay": [mean(f) for f in (ideal, recall, ap_of_achievable, hit)],
-        # LensKit metrics/ranking/_pr.py: recall over min(R, k).
+        # LensKit metrics/ranking/_dcg.py: a gain is divided by max(log2(rank), 1), so that ranks 1
+        # and 2 weigh alike; _pr.py: recall over min(R, k).
         "LensKit": [
-            mean(f) for f in (ideal, lambda r, n: len(r) / min(n, K), ap_of_achievable, hit)
+            mean(f)
+            for f in (
+                lambda r, n: first_two_alike(r) / first_two_alike(range(1, min(n, K) + 1)),
+                lambda r, n: len(r) / min(n, K),
+                ap_of_achievable,
+                hit,
+            )
         ],
         # RecTools metrics/ranking.py, divide_by_achievable=False: IDCG of k items, AP over R.
         "RecTools": [

@@ -140,11 +140,17 @@ def test_the_report_holds_cohorts_audit_and_calibration(
     assert before["logloss"] == pytest.approx(result["rows"][0]["metrics"]["test/clicks/logloss"])
     assert temperature["auc"] == pytest.approx(before["auc"])  # a temperature keeps the order
     assert 0 <= isotonic["calibration_error"] <= 1
-    assert isotonic["logloss_low"] < isotonic["logloss"] < isotonic["logloss_high"]
+    for metric in ("logloss", "calibration_error"):
+        assert isotonic[f"{metric}_low"] < isotonic[metric] < isotonic[f"{metric}_high"]
+    for row in result["rows"]:
+        assert {metric.rpartition("/")[2] for metric in row["intervals"]} == {
+            *("auc", "gauc", "logloss", "normalised_entropy"),
+            *("calibration_error", "calibration_error_mass"),
+        }
     assert (folder / "calibration.png").stat().st_size > 0
     low, high = result["rows"][0]["intervals"]["test/clicks/auc"]
     assert low < result["rows"][0]["metrics"]["test/clicks/auc"] < high
-    assert "split audit: " in printed and "calibration error " in printed
+    assert "split audit of clicks: " in printed and "calibration error " in printed
 
 
 @pytest.mark.parametrize("metric", ["auc", "logloss"])

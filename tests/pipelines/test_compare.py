@@ -43,7 +43,7 @@ def short_run(place: Place) -> dict[str, Any]:
 def test_training_says_how_it_stands_against_the_baselines(place: Place, long_run: dict) -> None:
     report = json.loads((artifacts(place, long_run["run_id"]) / "report.json").read_text())
     assert len(report["sentinel"]) == 5
-    assert all("too few questions for a verdict" in said for said in report["sentinel"])
+    assert all("too few questions or users for a verdict" in said for said in report["sentinel"])
     assert report["sentinel"][0] in long_run["printed"]
     assert {part["cohort"] for part in report["cohorts"]} >= {"history_length", "popularity"}
     assert "worst cohort: " not in long_run["printed"]  # none of them has 100 questions
@@ -77,6 +77,17 @@ def test_a_run_beside_its_baselines_and_another_run(
     assert report["others"][5]["difference"]["estimate"] == pytest.approx(ours - theirs)
     assert {other["verdict"] for other in report["others"]} == {"too few"}
     assert "too few: fewer than 1,000 questions" in found["printed"]
+    strongest = max(report["others"], key=lambda other: other["value"]["estimate"])
+    assert f"against {strongest['other']}, by cohort" in found["printed"]
+    for part in strongest["cohorts"]:
+        assert f"{part['cohort']} {part['value']} " in found["printed"]
+    for word in ("gain", "lose"):
+        told = found["printed"].split(f"users who {word} most, against {strongest['other']}: ")[1]
+        users = [row["user"] for row in strongest[f"{word}_most"]]
+        assert [f"{user}" for user in users] == [
+            said.split(" ")[0] for said in told.splitlines()[0].split(", ") if "there" not in said
+        ] or not users
+    assert "compare.html" in found["printed"]
     folder = artifacts(place, found["run_id"])
     assert "ItemKNN" in (folder / "compare.html").read_text()
     assert json.loads((folder / "compare.json").read_text()) == report

@@ -335,3 +335,23 @@ runpy.run_module("pipelines.ingest", run_name="__main__")
     done = place.python("-c", script)
     assert done.returncode == 130 and done.stderr == "Interrupted.\n"
     assert place.files == before
+
+
+def test_click_logs_have_both_kinds_of_question_audited(place: Place) -> None:
+    rows = [
+        (user, item, 100 * user + item, (user + item) % 2) for user in range(9) for item in range(8)
+    ]
+    frame = pl.DataFrame(rows, schema=["user", "item", "time", "label"], orient="row")
+    frame.write_csv(place.folder / "log.csv")
+    log = ["data=log", "data.path=log.csv"]
+    both = place.command("ingest", *log, "data.columns.label=label")
+    assert both.returncode == 0, both.stderr
+    assert "split audit: " in both.stdout and "split audit of clicks: " in both.stdout
+    one = place.command("ingest", *log, "data.columns.label=label", "questions=clicks")
+    assert "split audit: " not in one.stdout and "split audit of clicks: " in one.stdout
+    plain = place.command("ingest", *log)
+    assert "split audit: " in plain.stdout and "split audit of clicks" not in plain.stdout
+    none = place.command("ingest", *log, "questions=clicks")
+    assert "split audit of clicks: split=loo cannot be made of this log" in none.stdout
+    refused = place.command("ingest", *log, "questions=clicks", "audit.future=0.5")
+    assert refused.returncode == 2 and "cannot" not in refused.stdout
