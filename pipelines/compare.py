@@ -7,8 +7,8 @@ Examples:
 
 The first run is looked at; the others, and the baselines of the first, are what it is held against.
 Differences come with intervals by drawing users and with p-values corrected for their number
-(Holm). Runs whose questions differ are refused, and on fewer than 1,000 questions there is no
-verdict. The report, an HTML page among it, becomes a run of its own.
+(Holm). Runs whose questions differ are refused, and on fewer than 1,000 questions, or of fewer than
+100 users, there is no verdict. The report, an HTML page among it, becomes a run of its own.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def in_text(
         title = users_who(word, reference)
         lines.append(f"{title}, against {strongest.other}: {', '.join(told) or 'none'}")
     if len(found) > 1:
-        lines.append("cohorts and users against the others: compare.html, compare.json")
+        lines.append("cohorts and users against the others stand in compare.html")
     return "\n".join(lines)
 
 

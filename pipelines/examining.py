@@ -241,7 +241,7 @@ class Examination:
         answers = [Answers(n, self.judge.protocol, frame) for n, frame in self.frames.items()]
         # Fewer draws could tell no difference of several.
         draws = max(self.judge.evaluation.resamples, 1000)
-        _, found = compare(answers[0], answers[1:], metric, resamples=draws)
+        _, found = compare(answers[0], answers[1:], metric, resamples=draws, cohorts=False)
         found.sort(key=lambda comparison: -comparison.value.estimate)
         return [in_a_sentence(name, comparison, metric) for comparison in found]
 

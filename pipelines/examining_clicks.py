@@ -139,8 +139,10 @@ def _cell(numbers: dict[str, float], metric: str) -> str:
     return interval_text(Interval(numbers[metric], low, high))
 
 
-def intervals_of(judge: ClickJudge, scores: np.ndarray) -> dict[str, Interval]:
-    """The interval of each metric of these answers to the test questions."""
+def intervals_of(
+    judge: ClickJudge, scores: np.ndarray, metrics: list[str] | None = None
+) -> dict[str, Interval]:
+    """The interval of each metric of these answers to the test questions, or of some metrics."""
     from recsys.evaluation.click_report import click_intervals
 
     asked = judge.split.test
@@ -148,7 +150,8 @@ def intervals_of(judge: ClickJudge, scores: np.ndarray) -> dict[str, Interval]:
         asked.labels,
         scores,
         asked.users,
-        asked.requests,
+        asked.requests if metrics is None else None,
+        metrics=metrics,
         ks=judge.evaluation.ks,
         weighting=judge.evaluation.gauc_weighting,
         bins=judge.evaluation.calibration_bins,
@@ -195,10 +198,8 @@ def calibrated(
     }
     if judge.evaluation.resamples:
         for kind, probabilities in mended.items():
-            found = intervals_of(judge, probabilities)
-            for metric in numbers[kind].keys() & found.keys():
-                low, high = found[metric].low, found[metric].high
-                numbers[kind] |= {f"{metric}_low": low, f"{metric}_high": high}
+            for metric, found in intervals_of(judge, probabilities, list(numbers[kind])).items():
+                numbers[kind] |= {f"{metric}_low": found.low, f"{metric}_high": found.high}
     return numbers, {kind: reliability(labels, p, bins) for kind, p in mended.items()}
 
 

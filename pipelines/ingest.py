@@ -22,11 +22,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.checking import build
+from pipelines.checking import ConfigError, build
 from pipelines.entry import main, shipped
 from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, write_result
 from pipelines.schemas import (
+    NO_AUDIT,
+    AuditConfig,
     ClicksConfig,
     DataConfig,
     HourOfWeekConfig,
@@ -218,6 +220,8 @@ def run(config: IngestConfig) -> None:
 def say_audit(config: IngestConfig, store: HistoryStore) -> None:
     """The audit of the questions that are configured, as far as the log gives them.
 
+    Where no kind of question is named, thresholds are about next items, and clicks are reported.
+
     Raises:
         AuditError: beyond a threshold.
         SplitError: thresholds are set, and the split cannot be made.
@@ -227,24 +231,28 @@ def say_audit(config: IngestConfig, store: HistoryStore) -> None:
     from pipelines.judging import make_split
     from recsys.histories.questions import SplitError
 
-    def audit(made: Callable[[], Split | ClickSplit], what: str) -> None:
+    def audit(
+        made: Callable[[], Split | ClickSplit], what: str, limits: AuditConfig = config.audit
+    ) -> None:
         try:
             split = made()
-        except SplitError as error:
-            if any(limit is not None for limit in asdict(config.audit).values()):
+        except (ConfigError, SplitError) as error:
+            if limits != NO_AUDIT:
                 raise
             print(f"{what}: split={config.split.name} cannot be made of this log: {error}")
             return
-        audited(store, split, config.audit)
+        audited(store, split, limits)
 
-    questions = config.questions
-    if not isinstance(questions, ClicksConfig):
-        audit(lambda: make_split(config.split, store), "split audit")
-    if questions is None and (store.labels is not None or store.impressions is not None):
-        questions = build(ClicksConfig, shipped("questions", "clicks"), lambda key: "")
-    if isinstance(questions, ClicksConfig):
-        asked = questions
-        audit(lambda: make_click_split(config.split, asked, store), "split audit of clicks")
+    def clicks(questions: ClicksConfig) -> Callable[[], ClickSplit]:
+        return lambda: make_click_split(config.split, questions, store)
+
+    if isinstance(config.questions, ClicksConfig):
+        audit(clicks(config.questions), "split audit of clicks")
+        return
+    audit(lambda: make_split(config.split, store), "split audit")
+    if config.questions is None and (store.labels is not None or store.impressions is not None):
+        usual = build(ClicksConfig, shipped("questions", "clicks"), lambda key: "")
+        audit(clicks(usual), "split audit of clicks", NO_AUDIT)
 
 
 def _say(message: str) -> None:

@@ -414,7 +414,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def about_intervals(rows: Sequence[Mapping[str, Any]]) -> str:
     """The line that says what the brackets are; "" where there are none."""
-    said = "([…]: where 95 % of the means lie when users are drawn anew)\n"
+    said = "([…]: 95 % intervals over users, docs/metrics.md)\n"
     return said if any("intervals" in row for row in rows) else ""
 
 

@@ -678,8 +678,8 @@ class IngestConfig:
     Attributes:
         data: the log and how it is cleaned.
         split: which events would be questions: what the split audit looks at.
-        questions: the kind it audits; null: next items, and clicks too where the log has labels or
-            impressions.
+        questions: the kind it audits; null: next items, and where the log has labels or impressions
+            clicks are reported too, without thresholds.
         audit: what the split may look like.
         result: a file for the final table as JSON.
     """

@@ -441,14 +441,13 @@ def intervals_of_lists(
         lists_NK = ranking.lists_NK[:, :k]
         shown = _shown(lists_NK, store.catalogue_size)
         measures = {"coverage": _coverage_of, "gini": _gini_of}
-        without_MG = np.array(
-            [
-                [measure(shown - _shown(lists_NK[rows], store.catalogue_size)) for rows in rows_of]
-                for measure in measures.values()
-            ]
-        )
-        for (name, measure), without_G in zip(measures.items(), without_MG, strict=True):
-            found[f"{name}_{k}"] = jackknife(measure(shown), without_G)
+        without: dict[str, list[float]] = {name: [] for name in measures}
+        for rows in rows_of:
+            others = shown - _shown(lists_NK[rows], store.catalogue_size)
+            for name, measure in measures.items():
+                without[name].append(measure(others))
+        for name, measure in measures.items():
+            found[f"{name}_{k}"] = jackknife(measure(shown), np.array(without[name]))
         (of_lists, of_histories), counted = _popularity(lists_NK, store, questions, around.counts_V)
         if len(of_lists):
             found[f"popularity_lift_{k}"] = bootstrap_gain(

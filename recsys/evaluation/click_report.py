@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import get_args
 
 import numpy as np
@@ -105,11 +105,12 @@ def click_intervals(
     weighting: Weighting = "impressions",
     bins: int = 15,
     resamples: int = 1000,
+    metrics: Collection[str] | None = None,
 ) -> dict[str, Interval]:
     """The interval of each metric of `summarise_clicks` that is defined.
 
     AUC, GAUC, logloss and the metrics of requests by drawing users; normalised entropy and the
-    calibration errors, which drawing moves, by leaving out groups of users.
+    calibration errors, which are no means, by leaving out groups of users.
 
     Args:
         labels_N: 0 or 1.
@@ -120,15 +121,19 @@ def click_intervals(
         weighting: what a user counts in GAUC.
         bins: of the calibration errors.
         resamples: draws of users.
+        metrics: which of them, those of requests aside; None: all.
+
+    Raises:
+        ValueError: what `summarise_clicks` refuses, or settings that make no interval.
     """
     found: dict[str, Interval | None] = {}
+    defined = {"auc": auc(labels_N, probabilities_N), "logloss": 0.0}
+    defined["gauc"] = user_aucs(labels_N, probabilities_N, users_N).mean(weighting)
     for metric in get_args(Metric):
-        try:
+        if (metrics is None or metric in metrics) and not np.isnan(defined[metric]):
             found[metric] = bootstrap_metric(
                 labels_N, users_N, probabilities_N, metric, weighting=weighting, resamples=resamples
             )
-        except ValueError:  # one class only
-            found[metric] = None
     group_N = user_groups(users_N)
     rests = [group_N != group for group in range(group_N.max() + 1)]
     measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -140,8 +145,11 @@ def click_intervals(
     }
     if len(rests) > 1:
         for name, measure in measures.items():
+            if metrics is not None and name not in metrics:
+                continue
             without_G = np.array([measure(labels_N[rest], probabilities_N[rest]) for rest in rests])
-            found[name] = jackknife(measure(labels_N, probabilities_N), without_G)
+            most = np.inf if name == "normalised_entropy" else 1.0
+            found[name] = jackknife(measure(labels_N, probabilities_N), without_G, most=most)
     if requests_N is not None and np.any(requests_N >= 0):
         found |= _intervals_of_requests(
             labels_N, probabilities_N, users_N, requests_N, ks, resamples

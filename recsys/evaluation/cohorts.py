@@ -318,7 +318,12 @@ class Cohort:
 
 
 def cohort_table(
-    frame: pl.DataFrame, values_N: np.ndarray, *, resamples: int = 1000, seed: int = 0
+    frame: pl.DataFrame,
+    values_N: np.ndarray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> list[Cohort]:
     """The mean of a value in each part of each cohort, by cohort in the order of the parts.
 
@@ -327,11 +332,14 @@ def cohort_table(
         values_N: one number per question.
         resamples: draws of users.
         seed: of the draws.
+        level: of the intervals.
     """
     found = []
     users = frame["user"].rank("dense").to_numpy()
     for cohort, names, parts_NM in cohort_parts(frame):
-        intervals = bootstrap_parts(values_N, parts_NM, users, resamples=resamples, seed=seed)
+        intervals = bootstrap_parts(
+            values_N, parts_NM, users, resamples=resamples, seed=seed, level=level
+        )
         for name, count, interval in zip(names, parts_NM.sum(0), intervals, strict=True):
             found.append(Cohort(cohort, name, int(count), interval))
     return found

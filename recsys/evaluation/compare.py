@@ -288,38 +288,66 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _cohorts(
     reference: Answers, other: Answers, metric: str, moved_N: np.ndarray, draws: _Draws
 ) -> list[Cohort]:
-    """The difference in each part.
-
-    AUC and GAUC are no means over questions: of them by leaving out groups of users, which costs a
-    twentieth of drawing them, in the parts where they are defined.
-    """
+    """The difference in each part; of AUC and GAUC in those where it is defined."""
     if len(moved_N):
-        return cohort_table(reference.frame, moved_N, resamples=draws.resamples, seed=draws.seed)
-    found = []
-    users_N, labels_N = reference.users, reference.frame["label"].to_numpy()
-    scores = [answers.frame["score"].to_numpy() for answers in (reference, other)]
-
-    def difference(rows: np.ndarray) -> float:
-        ours, theirs = (
-            auc(labels_N[rows], scores_N[rows])
-            if metric == "auc"
-            else gauc(labels_N[rows], scores_N[rows], users_N[rows], reference.weighting)
-            for scores_N in scores
+        return cohort_table(
+            reference.frame,
+            moved_N,
+            resamples=draws.resamples,
+            seed=draws.seed,
+            level=draws.level,
         )
-        return ours - theirs
-
+    columns = [reference.frame["label"].to_numpy(), reference.users]
+    columns += [answers.frame["score"].to_numpy() for answers in (reference, other)]
+    found = []
     for cohort, names, parts_NM in cohort_parts(reference.frame):
         for name, part_N in zip(names, parts_NM.T, strict=True):
-            rows = np.flatnonzero(part_N)
-            group = user_groups(users_N[rows], seed=draws.seed)
-            rests = [rows[group != left_out] for left_out in range(group.max() + 1)]
-            if len(rests) < 2:
-                continue
-            without_G = np.array([difference(rest) for rest in rests])
-            interval = jackknife(difference(rows), without_G, level=draws.level)
+            labels, users, ours, theirs = (column[part_N] for column in columns)
+            if metric == "auc":
+                interval = _auc_ahead(labels, users, ours, theirs, draws)
+            elif np.isnan(gauc(labels, ours, users, reference.weighting)):
+                interval = None
+            else:
+                interval = paired_bootstrap(
+                    labels,
+                    users,
+                    ours,
+                    theirs,
+                    "gauc",
+                    weighting=reference.weighting,
+                    resamples=draws.resamples,
+                    seed=draws.seed,
+                    level=draws.level,
+                )
             if interval is not None:
-                found.append(Cohort(cohort, name, len(rows), interval))
+                found.append(Cohort(cohort, name, len(labels), interval))
     return found
+
+
+def _auc_ahead(
+    labels_N: np.ndarray,
+    users_N: np.ndarray,
+    ours_N: np.ndarray,
+    theirs_N: np.ndarray,
+    draws: _Draws,
+) -> Interval | None:
+    """A difference of AUCs by leaving out groups of users, a twentieth of the price of drawing.
+
+    Returns:
+        None where there is no AUC; from −1 to 1 where there is none without some group.
+    """
+
+    def ahead(rows: np.ndarray) -> float:
+        return auc(labels_N[rows], ours_N[rows]) - auc(labels_N[rows], theirs_N[rows])
+
+    group_N = user_groups(users_N, seed=draws.seed)
+    rests = [np.flatnonzero(group_N != group) for group in range(group_N.max() + 1)]
+    estimate = ahead(np.arange(len(labels_N)))
+    if np.isnan(estimate):
+        return None
+    without_G = np.array([ahead(rest) for rest in rests if len(rest)])
+    unknown = Interval(estimate, -1.0, 1.0)
+    return jackknife(estimate, without_G, level=draws.level, least=-1.0) or unknown
 
 
 def moved_most(

@@ -222,20 +222,29 @@ def user_groups(users_N: np.ndarray, *, seed: int = 0) -> np.ndarray:
     return groups
 
 
-def jackknife(estimate: float, without_G: np.ndarray, *, level: float = 0.95) -> Interval | None:
+def jackknife(
+    estimate: float,
+    without_G: np.ndarray,
+    *,
+    level: float = 0.95,
+    least: float = 0.0,
+    most: float = 1.0,
+) -> Interval | None:
     """A number of all rows together, from what it is without each group of users.
 
     The delete-a-group jackknife: variance (G − 1) / G · Σ (θ_g − mean θ)², ends by Student's t of
     G − 1 degrees of freedom (Kott, J. Official Statistics 17, 2001).
 
-    >>> jackknife(2.0, np.array([1.5, 2.0, 2.5]))  # 2 ± 4.303 · √(2/3 · .5)
-    Interval(estimate=2.0, low=-0.484..., high=4.484...)
+    >>> jackknife(0.5, np.array([0.4, 0.5, 0.6]))  # .5 ± 4.303 · √(2/3 · .02)
+    Interval(estimate=0.5, low=0.0031..., high=0.9968...)
 
     Args:
         estimate: on all rows.
         without_G: on the rows outside each of G groups, of `user_groups`; NaN where it is not
             defined there.
         level: how often the interval holds the number, had other users been asked.
+        least: what the number cannot fall below.
+        most: what it cannot exceed.
 
     Returns:
         None where there are no two groups, or a number is not defined.
@@ -245,7 +254,7 @@ def jackknife(estimate: float, without_G: np.ndarray, *, level: float = 0.95) ->
         return None
     deviation = np.sqrt((G - 1) / G * ((without_G - without_G.mean()) ** 2).sum())
     half = float(stdtrit(G - 1, (1 + level) / 2) * deviation)
-    return Interval(estimate, estimate - half, estimate + half)
+    return Interval(estimate, max(estimate - half, least), min(estimate + half, most))
 
 
 def _by_user(user_N: np.ndarray, users: int, values_N: np.ndarray) -> np.ndarray:

@@ -4,7 +4,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys.evaluation.click_metrics import auc, calibration_error, gauc, request_ranks
+from recsys.evaluation.click_metrics import (
+    auc,
+    calibration_error,
+    gauc,
+    normalised_entropy,
+    request_ranks,
+)
 from recsys.evaluation.click_report import (
     click_intervals,
     per_question_click_frame,
@@ -131,11 +137,17 @@ def test_every_metric_has_its_interval():
         assert interval.estimate == pytest.approx(values[name]), name
         assert interval.low < values[name] < interval.high, name
     groups = user_groups(users)
-    without = [
-        calibration_error(labels[groups != group], scores[groups != group], 5)
-        for group in range(50)
-    ]
-    assert found["calibration_error"] == jackknife(values["calibration_error"], np.array(without))
+    for name, measure in {
+        "calibration_error": lambda rows: calibration_error(labels[rows], scores[rows], 5),
+        "calibration_error_mass": lambda rows: calibration_error(
+            labels[rows], scores[rows], 5, "equal_mass"
+        ),
+        "normalised_entropy": lambda rows: normalised_entropy(labels[rows], scores[rows]),
+    }.items():
+        without = np.array([measure(groups != group) for group in range(50)])
+        assert found[name] == jackknife(values[name], without), name
+    some = click_intervals(labels, scores, users, resamples=200, bins=5, metrics=["auc", "logloss"])
+    assert some == {name: found[name] for name in ("auc", "logloss")}
 
 
 def test_intervals_of_requests_draw_the_users_who_made_them():

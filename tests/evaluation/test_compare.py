@@ -201,6 +201,33 @@ def test_other_questions_are_refused_with_how_they_differ(other, words):
         check_same_questions(model("A", 0.5), other)
 
 
+@pytest.mark.parametrize("metric", ["ndcg_10", "auc", "gauc", "logloss"])
+def test_cohorts_have_intervals_of_the_level_that_was_asked(metric):
+    half = pl.Series("cohort/half", ["one", "other"] * 600)
+    made = [clicks("A", 0.5), clicks("B", 3.0, seed=1)]
+    if metric == "ndcg_10":
+        made = [model("A", 0.5), model("B", 0.3, seed=1)]
+    a, b = (replace(m, frame=m.frame.with_columns(half)) for m in made)
+    widths = [
+        compare(a, [b], metric, resamples=400, level=level)[1][0].cohorts[-1].interval
+        for level in (0.5, 0.95)
+    ]
+    assert widths[0].high - widths[0].low < 0.6 * (widths[1].high - widths[1].low)
+
+
+def test_a_part_whose_clicks_are_all_of_one_group_is_as_unsure_as_can_be():
+    part = pl.Series("cohort/p", ["part"] * 200 + ["rest"] * 1000)
+    labels = clicks("A", 0.5).frame["label"].to_list()[200:]
+    only_one_user_clicked = pl.Series("label", [1, 0, 1, 1] + [0] * 196 + labels, dtype=pl.Int8)
+    a, b = (
+        replace(m, frame=m.frame.with_columns(part, only_one_user_clicked))
+        for m in (clicks("A", 0.5), clicks("B", 3.0, seed=1))
+    )
+    _, (found,) = compare(a, [b], "auc", resamples=60)
+    interval = next(c.interval for c in found.cohorts if c.value == "part")
+    assert (interval.low, interval.high) == (-1.0, 1.0)
+
+
 def test_a_metric_that_nobody_measured_is_refused():
     with pytest.raises(
         CompareError, match="metric=hr_10 is not among what A was measured by: ndcg_10"

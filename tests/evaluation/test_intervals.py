@@ -284,7 +284,7 @@ def test_the_jackknife_of_a_mean_is_the_interval_of_a_mean():
     groups = user_groups(np.arange(200))
     assert sorted(np.bincount(groups)) == [4] * 50
     without = np.array([values[groups != group].mean() for group in range(50)])
-    found = jackknife(values.mean(), without)
+    found = jackknife(values.mean(), without, most=np.inf)
     assert found is not None and found.estimate == values.mean()
     plain = bootstrap_means(values, np.arange(200), resamples=4000)
     assert found.high - found.low == pytest.approx(plain.high - plain.low, rel=0.15)
@@ -292,6 +292,8 @@ def test_the_jackknife_of_a_mean_is_the_interval_of_a_mean():
     assert len(set(zip([7, 8, 7], user_groups(np.array([7, 8, 7])), strict=True))) == 2
     assert jackknife(1.0, np.array([1.0])) is None
     assert jackknife(1.0, np.array([1.0, np.nan])) is None
+    kept = jackknife(0.1, np.array([0.0, 0.2]))
+    assert kept is not None and (kept.low, kept.high) == (0.0, 1.0)
 
 
 def test_the_jackknife_holds_a_coverage_that_draws_of_users_miss():

@@ -353,5 +353,14 @@ def test_click_logs_have_both_kinds_of_question_audited(place: Place) -> None:
     assert "split audit: " in plain.stdout and "split audit of clicks" not in plain.stdout
     none = place.command("ingest", *log, "questions=clicks")
     assert "split audit of clicks: split=loo cannot be made of this log" in none.stdout
-    refused = place.command("ingest", *log, "questions=clicks", "audit.future=0.5")
-    assert refused.returncode == 2 and "cannot" not in refused.stdout
+    labelled = [*log, "data.columns.label=label"]
+    refused = place.command("ingest", *labelled, "questions=clicks", "audit.future=0.1")
+    assert refused.returncode == 2 and "more than audit.future=0.1" in refused.stderr
+    # Nobody asked for clicks: thresholds are about next items.
+    for threshold in ("audit.ties=0.9", "audit.future=1.0"):
+        kept = place.command("ingest", *labelled, threshold)
+        assert kept.returncode == 0 and "split audit of clicks: " in kept.stdout, kept.stderr
+    frame.with_columns(label=1).write_csv(place.folder / "log.csv")
+    positive = place.command("ingest", *labelled, "audit.future=1.0")
+    assert positive.returncode == 0, positive.stderr
+    assert "split audit of clicks: split=loo cannot be made of this log: all 9" in positive.stdout
