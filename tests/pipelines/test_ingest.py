@@ -363,4 +363,4 @@ def test_click_logs_have_both_kinds_of_question_audited(place: Place) -> None:
     frame.with_columns(label=1).write_csv(place.folder / "log.csv")
     positive = place.command("ingest", *labelled, "audit.future=1.0")
     assert positive.returncode == 0, positive.stderr
-    assert "split audit of clicks: split=loo cannot be made of this log: all 9" in positive.stdout
+    assert "split audit of clicks: split=loo cannot be made of this log: " in positive.stdout
