@@ -58,6 +58,7 @@ from pipelines.schemas import (
     TimeConfig,
     TrainConfig,
 )
+from pipelines.story import begun, tell
 from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
@@ -278,11 +279,13 @@ def track(
 ) -> None:
     """Asks the models, and leaves a run with what they answered."""
     tags = {**tags, "store": judge.store.fingerprint, "protocol": judge.protocol}
-    with start_run(config, "evaluate", name, tags=tags) as tracked:
+    doing = begun(judge, title, f"Asking {', '.join(models)}.")
+    with start_run(config, "evaluate", name, tags=tags, description=doing) as tracked:
         if isinstance(judge, Judge):
-            rows = examined(judge, models, tracked, title)
+            report = examined(judge, models, tracked, title)
         else:
-            rows = examined_clicks(judge, models, tracked, title)
+            report = examined_clicks(judge, models, tracked, title)
+        rows = report.rows
         report_rows(tracked, rows)
         text = (
             table(judge, rows, title)
@@ -291,6 +294,8 @@ def track(
         )
         tracked.artifact_text("table.txt", text + "\n")
         seconds = time.perf_counter() - started
+        tracked.metrics({"cost/seconds": seconds}, 0)
+        tell(tracked, judge, report, title, [f"{seconds:.0f} s"], report.figures)
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     say("")
     say(text)

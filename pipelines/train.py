@@ -40,7 +40,7 @@ from pipelines.clicks import (
     ranker_arguments,
 )
 from pipelines.entry import compose, main
-from pipelines.examining import audited, examined, make_judge
+from pipelines.examining import Report, audited, examined, make_judge
 from pipelines.examining_clicks import examined_clicks
 from pipelines.fitting import (
     check_memory,
@@ -73,6 +73,7 @@ from pipelines.schemas import (
     SASRecConfig,
     TrainConfig,
 )
+from pipelines.story import begun, tell
 from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
@@ -136,7 +137,10 @@ def tracked_training(
     say_unusable(store)
     title = config.name or run_title(config)
     tags = {"store": store.fingerprint, "protocol": judge.protocol, "seed": str(config.seed)}
-    with start_run(config, "train", title, tags=tags, parent=parent, run_id=resumed) as tracked:
+    doing = begun(judge, config.data.name, f"Training {MODEL_NAMES[config.model.name]}.")
+    with start_run(
+        config, "train", title, tags=tags, description=doing, parent=parent, run_id=resumed
+    ) as tracked:
         say(f"run {tracked.run_id} ({title})")
         tracked.artifact_json("ingest_report.json", report)
         tracked.dataset(
@@ -150,10 +154,13 @@ def tracked_training(
             },
             config.data.path or config.data.source or config.data.name,
         )
-        rows = train_and_judge(config, judge, tracked, checkpoint)
-        seconds = time.perf_counter() - started
+        found, cost = train_and_judge(config, judge, tracked, checkpoint)
+        rows, seconds = found.rows, time.perf_counter() - started
         tracked.metrics({"cost/seconds": seconds, "cost/peak_memory_gb": peak_memory_gb()}, 0)
         say("")
+        cost = [f"{seconds:.0f} s, {peak_memory_gb():.1f} GB at most", *cost]
+        figures = ["figures/validation.png", *found.figures]
+        tell(tracked, judge, found, config.data.name, cost, figures)
         tracked.artifact_text("table.txt", final_table(judge, rows, config.data.name) + "\n")
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     return tracked.run_id, rows, seconds
@@ -272,8 +279,8 @@ def say_plan(config: TrainConfig, judge: Judge | ClickJudge) -> None:
 
 def train_and_judge(
     config: TrainConfig, judge: Judge | ClickJudge, tracked: TrackedRun, checkpoint: Path | None
-) -> list[dict[str, Any]]:
-    """The final table's rows; everything on the way goes to the run."""
+) -> tuple[Report, list[str]]:
+    """What the test says, and what training took in words; all on the way goes to the run."""
     from recsys.training.saved_model import save_model
 
     store = judge.store
@@ -299,8 +306,10 @@ def train_and_judge(
     book = Book(tracked)
     fitted = fit_model(config, judge, model, book, run_folder(tracked.run_id), checkpoint)
     monitor = judge.name("val", config.trainer.monitor)
-    for name, value in reference.items():
-        tracked.metrics({f"baseline/{file_name(name)}/{monitor}": value}, 0)
+    epochs = [epoch for epoch, _ in book.points.get(monitor, [])]
+    for name, value in reference.items():  # lines as long as the model's curve
+        for epoch in sorted({*epochs[:1], *epochs[-1:]}) or [0]:
+            tracked.metrics({f"versus/{file_name(name)}/{monitor}": value}, epoch)
     draw_curves(tracked, book, monitor, reference, fitted, title)
     tracked.metrics(
         {
@@ -333,11 +342,12 @@ def train_and_judge(
 
     models = {title: model.eval(), **beside}
     if isinstance(judge, ClickJudge):
-        rows = examined_clicks(judge, models, tracked, config.data.name)
+        found = examined_clicks(judge, models, tracked, config.data.name)
     else:
-        rows = examined(judge, models, tracked, config.data.name)
-    report_rows(tracked, rows)
-    return rows
+        found = examined(judge, models, tracked, config.data.name)
+    report_rows(tracked, found.rows)
+    kept = f"{parameters:,} parameters, epoch {fitted.best_epoch} of {fitted.epochs} kept"
+    return found, [kept, fitted.cost.in_words]
 
 
 SIZES = ("width", "heads", "layers")

@@ -43,7 +43,7 @@ def run(config: UIConfig) -> int:
         experiment = find_experiment(uri, load_run(uri, run_id).experiment)
 
     def show(address: str) -> None:
-        table = runs_link(address, experiment.experiment_id)
+        table = runs_link(address, experiment)
         print(f"All runs: {table}")
         page = table
         if run_id is not None:

@@ -7,6 +7,7 @@ MLflow's own monitor (seen in 3.17.2) asks the store for the run's status at eve
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -69,29 +70,31 @@ class SystemSampler:
             self._look()
 
     def _look(self) -> None:
-        memory = self._psutil.virtual_memory()
-        values = {
-            "cpu_utilization_percentage": self._psutil.cpu_percent(),
-            "system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
-            "system_memory_usage_percentage": memory.percent,
-            "process_cpu_percentage": self._process.cpu_percent(),
-            "process_memory_megabytes": self._process.memory_info().rss / 1e6,
-        }
-        values = {PREFIX + name: value for name, value in (values | _of_gpu()).items()}
+        try:
+            memory = self._psutil.virtual_memory()
+            values = {
+                "cpu_utilization_percentage": self._psutil.cpu_percent(),
+                "system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
+                "system_memory_usage_percentage": memory.percent,
+                "process_cpu_percentage": self._process.cpu_percent(),
+                "process_memory_megabytes": self._process.memory_info().rss / 1e6,
+                **_of_gpu(),
+            }
+        except (self._psutil.Error, OSError, RuntimeError):
+            return  # a look that fails is a look less
+        values = {PREFIX + name: value for name, value in values.items()}
         with self._lock:
             self._samples.append(Sample(int(time.time() * 1000), values))
 
 
 def _of_gpu() -> dict[str, float]:
     """Memory of the GPU that PyTorch works on, if it does."""
-    import sys
-
     torch = sys.modules.get("torch")  # not imported for this: it takes seconds
     cuda = getattr(torch, "cuda", None)  # a module may be half imported
     if cuda is None or not getattr(cuda, "is_initialized", bool)():
         return {}
-    free, total = cuda.mem_get_info()
+    (free, total), gpu = cuda.mem_get_info(), f"gpu_{cuda.current_device()}"
     return {
-        "gpu_0_memory_usage_megabytes": (total - free) / 1e6,
-        "gpu_0_memory_usage_percentage": (total - free) / total * 100,
+        f"{gpu}_memory_usage_megabytes": (total - free) / 1e6,
+        f"{gpu}_memory_usage_percentage": (total - free) / total * 100,
     }
