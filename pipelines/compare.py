@@ -20,17 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
 from pipelines.entry import main
+from pipelines.examining import metric_title
 from pipelines.judging import file_name, interval_text, say
 from pipelines.paths import tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import start_run
 from pipelines.schemas import CompareConfig
+from pipelines.story import link, markdown_table, plain
 from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
     from recsys.evaluation.compare import Answers, Comparison, Verdict
     from recsys.evaluation.intervals import Interval
-    from recsys.tracking.run import RunInfo
+    from recsys.tracking.run import RunInfo, TrackedRun
 
 
 def run(config: CompareConfig) -> None:
@@ -62,7 +64,8 @@ def run(config: CompareConfig) -> None:
         "compares": ",".join(info.run_id for info in infos),
         "protocol": reference.protocol,
     }
-    with start_run(config, "compare", f"compare {title}", tags=tags) as tracked:
+    doing = f"Holding {plain(title)} against each other. No result yet."
+    with start_run(config, "compare", f"compare {title}", tags=tags, description=doing) as tracked:
         for other in found:
             prefix = f"difference/{file_name(other.other)}/{metric}"
             ends = other.difference
@@ -75,6 +78,8 @@ def run(config: CompareConfig) -> None:
             "compare.html", in_html(reference, others, own, found, metric, legend, config.moved)
         )
         seconds = time.perf_counter() - started
+        tracked.metrics({"cost/seconds": seconds}, 0)
+        tell_compared(tracked, reference, own, found, metric, legend, f"{seconds:.0f} s")
         rows = [
             {"model": reference.name, "metrics": {metric: own.estimate}},
             *({"model": c.other, "metrics": {metric: c.value.estimate}} for c in found),
@@ -174,7 +179,26 @@ def in_text(
     """For the terminal."""
     from recsys.evaluation.report import table_text
 
-    rows = [{"model": reference.name, "mean": interval_text(own)}]
+    heading = (
+        f"{legend}\n\ntest/{reference.protocol} · {len(reference.frame):,} questions · intervals "
+        "by drawing users\n"
+    )
+    rows, columns = side_by_side(reference, own, found, metric)
+    lines = [table_text(rows, heading, columns)]
+    if said := worst_in_words(strongest_of(found, metric), metric):
+        lines.append(said)
+    if found[0].verdict == "too few":
+        from recsys.evaluation.compare import ENOUGH
+
+        lines.append(f"too few: fewer than {ENOUGH:,} questions give no verdict")
+    return "\n".join(lines)
+
+
+def side_by_side(
+    reference: Answers, own: Interval, found: list[Comparison], metric: str
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The table's rows, and its columns."""
+    rows: list[dict[str, Any]] = [{"model": reference.name, "mean": interval_text(own)}]
     for other in found:
         rows.append(
             {
@@ -196,21 +220,52 @@ def in_text(
         "p": "p (Holm)",
         "verdict": "verdict",
     }
-    heading = (
-        f"{legend}\n\ntest/{reference.protocol} · {len(reference.frame):,} questions · intervals "
-        "by drawing users\n"
+    return rows, columns
+
+
+def strongest_of(found: list[Comparison], metric: str) -> Comparison:
+    """What is hardest to beat."""
+    sign = -1 if metric == "logloss" else 1
+    return max(found, key=lambda other: sign * other.value.estimate)
+
+
+def tell_compared(
+    tracked: TrackedRun,
+    reference: Answers,
+    own: Interval,
+    found: list[Comparison],
+    metric: str,
+    legend: str,
+    cost: str,
+) -> None:
+    """Has the run's page, and the table of runs, say what was found."""
+    strongest = strongest_of(found, metric)
+    headline = f"{metric_title(metric)} {interval_text(own)}"
+    against = (
+        f"{ahead_by(reference, metric)} {interval_text(strongest.difference, signed=True)} "
+        f"({strongest.other}): {strongest.verdict}"
     )
-    lines = [table_text(rows, heading, columns)]
-    strongest = max(
-        found, key=lambda other: other.value.estimate * (-1 if metric == "logloss" else 1)
-    )
+    rows, columns = side_by_side(reference, own, found, metric)
+    lines = [line for line in legend.splitlines() if line]
     if said := worst_in_words(strongest, metric):
         lines.append(said)
-    if found[0].verdict == "too few":
-        from recsys.evaluation.compare import ENOUGH
-
-        lines.append(f"too few: fewer than {ENOUGH:,} questions give no verdict")
-    return "\n".join(lines)
+    tracked.describe(
+        "\n".join(
+            [
+                f"**{plain(reference.name)}: {plain(headline)}** on {len(reference.frame):,} "
+                f"questions. {plain(against)}",
+                "",
+                *(f"* {plain(line)}" for line in lines),
+                f"* **Cost:** {plain(cost)}",
+                "",
+                markdown_table(rows, columns),
+                "",
+                f"Worth opening: {link(tracked, 'compare.html')}",
+            ]
+        )
+    )
+    tracked.tag("headline", headline)
+    tracked.tag("against", against)
 
 
 def ahead_by(reference: Answers, metric: str) -> str:

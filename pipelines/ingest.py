@@ -26,6 +26,7 @@ from pipelines.entry import main
 from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, write_result
 from pipelines.schemas import DataConfig, HourOfWeekConfig, IngestConfig, RecencyConfig
+from pipelines.ui import as_typed
 
 if TYPE_CHECKING:
     from recsys.histories.features import Feature
@@ -191,6 +192,9 @@ def run(config: IngestConfig) -> None:
     print(render_report(report))
     say_audit(config, open_store(folder))
     print(f"Store: {folder}")
+    print("A training on it leaves a run in the MLflow UI:")
+    told = [argument for argument in sys.argv[1:] if not argument.startswith("result=")]
+    print(as_typed("train", *told))
     numbers: dict[str, Any] = {
         name: value
         for name, value in report.items()

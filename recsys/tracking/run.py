@@ -331,7 +331,8 @@ class TrackedRun:
         """Keeps a Matplotlib figure; the suffix of `name` (`.png`, `.svg`) decides the format."""
         buffer = io.BytesIO()
         suffix = PurePosixPath(name).suffix.lstrip(".")
-        figure.savefig(buffer, format=suffix, dpi=120, bbox_inches="tight")
+        # No wider than the column that a description has on a run's page.
+        figure.savefig(buffer, format=suffix, dpi=100, bbox_inches="tight")
         self._write_artifact(name, buffer.getbuffer())
 
     def _write_artifact(self, name: str, content: bytes | memoryview) -> None:

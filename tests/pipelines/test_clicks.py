@@ -141,7 +141,7 @@ def test_the_report_holds_cohorts_audit_and_calibration(
     assert temperature["auc"] == pytest.approx(before["auc"])  # a temperature keeps the order
     assert 0 <= isotonic["calibration_error"] <= 1
     assert isotonic["logloss_low"] < isotonic["logloss"] < isotonic["logloss_high"]
-    assert (folder / "calibration.png").stat().st_size > 0
+    assert (folder / "figures/reliability.png").stat().st_size > 0
     low, high = result["rows"][0]["intervals"]["test/clicks/auc"]
     assert low < result["rows"][0]["metrics"]["test/clicks/auc"] < high
     assert "split audit: " in printed and "calibration error " in printed
