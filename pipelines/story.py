@@ -59,7 +59,7 @@ def told(
         f"on {len(judge.split.test):,} questions. {bold_warning(first)}".strip(),
         *("* " + bold_warning(line) for line in others),
         *("* " + line for line in about(judge, title)),
-        *(f"* **Cost:** {plain(line)}" for line in cost),
+        f"* **Cost:** {plain('; '.join(cost))}",
         "",
         *table,
         "",

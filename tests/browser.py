@@ -18,7 +18,7 @@ from typing import Any, Self
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
 WHY_NOT = f"no browser on the PATH: none of {', '.join(NAMES)}"
-SECONDS = 60.0
+SECONDS = 30.0
 PANEL = (("panelOpen_v1", "false"), ("fab.autoOpenedOnFirstLoad_v1", "true"))
 
 TEXT = "document.body ? document.body.innerText : ''"

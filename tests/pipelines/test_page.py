@@ -84,7 +84,7 @@ def test_the_description_tells_the_story(runs: Runs) -> None:
     report = json.loads((artifacts(runs, "items") / "report.json").read_text())
     assert told["against"] == report["sentinel"][0]
     assert told["headline"].startswith(f"NDCG@10 {value} [")
-    assert "**Data:** planted, 1,200 events, 60 users" in note
+    assert "**Data:** planted, 1,871 events, 60 users" in note
     assert "`test/loo-full-all`, leave-one-out" in note
     assert "**Cost:** " in note and " GB at most" in note and "parameters, epoch" in note
     for model in ("SASRec", "Popularity", "Markov", "ItemKNN", "EASE", "iALS"):
@@ -174,7 +174,7 @@ def test_the_page_of_a_run(runs: Runs, seen: tuple[str, Browser]) -> None:
         "Finished",
         f"SASRec: {tags['headline']} on 60 questions.",
         tags["against"].removeprefix("WARNING: "),
-        "Data: planted, 1,200 events",
+        "Data: planted, 1,871 events",
         "Protocol: test/loo-full-all",
         f"planted ({tags['store'][:12]})",
         "git.commit",
