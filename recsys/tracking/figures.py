@@ -187,7 +187,6 @@ def interval_points(
     axes.set_xticks(range(len(places)), places, fontsize=8)
     if len(places) > 6:
         axes.tick_params("x", rotation=30)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     return figure
 
