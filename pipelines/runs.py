@@ -11,11 +11,13 @@ from pipelines.entry import as_yaml
 from pipelines.judging import file_name
 from pipelines.paths import artifact_root, tracking_uri
 from pipelines.result import without_nan
-from pipelines.schemas import TrackingConfig, TrainConfig
+from pipelines.schemas import DataConfig, TrackingConfig, TrainConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from pipelines.clicks import ClickJudge
+    from pipelines.judging import Judge
     from recsys.tracking.run import RunInfo, TrackedRun
 
     class Tracked(DataclassInstance, Protocol):
@@ -63,6 +65,24 @@ def start_run(
         parent_run_id=parent,
         run_id=run_id,
     )
+
+
+def name_dataset(
+    tracked: TrackedRun, data: DataConfig, judge: Judge | ClickJudge, context: str
+) -> None:
+    """The data set of a run, with what its split made of it.
+
+    Args:
+        tracked: the run.
+        data: where it came from.
+        judge: holds the store and the questions.
+        context: what it was used for.
+    """
+    store = judge.store
+    counts = {"events": store.events, "users": store.users, "items": store.catalogue_size - 1}
+    profile = {**counts, **judge.split.counts}
+    source = data.path or data.source or data.name
+    tracked.dataset(data.name, store.fingerprint, profile, source, context=context)
 
 
 def report_rows(tracked: TrackedRun, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -36,7 +36,6 @@ def told(
     report: Report,
     title: str,
     cost: Sequence[str],
-    figures: Sequence[str] = (),
 ) -> str:
     """What a run with a result says of itself.
 
@@ -46,13 +45,12 @@ def told(
         report: of the test.
         title: of the data.
         cost: what it took, in words.
-        figures: names of the artifacts that are shown below.
     """
     columns = table_columns(judge) if isinstance(judge, Judge) else click_columns(judge)
     table = markdown_table(
         [shown(row) for row in report.rows], {"model": "model", **columns}
     ).splitlines()
-    artifacts = ["report.html", *figures, "table.txt", "per_question/test", "config.yaml"]
+    artifacts = ["report.html", *report.figures, "table.txt", "per_question/test", "config.yaml"]
     first, *others = report.lines if report.sentinel else ["", *report.lines]
     said = [
         f"**{plain(report.rows[0]['model'])}: {plain(headline(judge, report))}** "
@@ -65,7 +63,7 @@ def told(
         "",
         plain(about_intervals(report.rows).strip()),
         "",
-        *(image(tracked, name) for name in figures),
+        *(image(tracked, name) for name in report.figures),
         "",
         "Worth opening: " + " · ".join(link(tracked, name) for name in artifacts),
     ]
@@ -107,10 +105,9 @@ def tell(
     report: Report,
     title: str,
     cost: Sequence[str],
-    figures: Sequence[str] = (),
 ) -> None:
     """Has the run's page, and the table of runs, say what was found; the arguments are `told`'s."""
-    tracked.describe(told(tracked, judge, report, title, cost, figures))
+    tracked.describe(told(tracked, judge, report, title, cost))
     tracked.tag("headline", headline(judge, report))
     if report.sentinel:
         tracked.tag("against", report.sentinel[0])

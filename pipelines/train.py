@@ -65,7 +65,7 @@ from pipelines.judging import (
 )
 from pipelines.paths import cache_dir, tracking_uri
 from pipelines.result import check_result_path, peak_memory_gb, write_result
-from pipelines.runs import report_rows, start_run
+from pipelines.runs import name_dataset, report_rows, start_run
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
@@ -129,7 +129,7 @@ def tracked_training(
     Returns:
         The run's id, the final table's rows, and the seconds since the start.
     """
-    store, split, folder = judge.store, judge.split, judge.store.path
+    store, folder = judge.store, judge.store.path
     assert folder is not None
     from recsys.histories.ingest_report import read_report
 
@@ -143,24 +143,13 @@ def tracked_training(
     ) as tracked:
         say(f"run {tracked.run_id} ({title})")
         tracked.artifact_json("ingest_report.json", report)
-        tracked.dataset(
-            config.data.name,
-            store.fingerprint,
-            {
-                "events": store.events,
-                "users": store.users,
-                "items": store.catalogue_size - 1,
-                **split.counts,
-            },
-            config.data.path or config.data.source or config.data.name,
-        )
+        name_dataset(tracked, config.data, judge, "training")
         found, cost = train_and_judge(config, judge, tracked, checkpoint)
         rows, seconds = found.rows, time.perf_counter() - started
         tracked.metrics({"cost/seconds": seconds, "cost/peak_memory_gb": peak_memory_gb()}, 0)
         say("")
         cost = [f"{seconds:.0f} s, {peak_memory_gb():.1f} GB at most", *cost]
-        figures = ["figures/validation.png", *found.figures]
-        tell(tracked, judge, found, config.data.name, cost, figures)
+        tell(tracked, judge, found, config.data.name, cost)
         tracked.artifact_text("table.txt", final_table(judge, rows, config.data.name) + "\n")
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     return tracked.run_id, rows, seconds
@@ -310,7 +299,7 @@ def train_and_judge(
     for name, value in reference.items():  # lines as long as the model's curve
         for epoch in sorted({*epochs[:1], *epochs[-1:]}) or [0]:
             tracked.metrics({f"versus/{file_name(name)}/{monitor}": value}, epoch)
-    draw_curves(tracked, book, monitor, reference, fitted, title)
+    drawn = draw_curves(tracked, book, monitor, reference, fitted, title)
     tracked.metrics(
         {
             "cost/seconds_training": fitted.seconds_training,
@@ -347,7 +336,8 @@ def train_and_judge(
         found = examined(judge, models, tracked, config.data.name)
     report_rows(tracked, found.rows)
     kept = f"{parameters:,} parameters, epoch {fitted.best_epoch} of {fitted.epochs} kept"
-    return found, [kept, fitted.cost.in_words]
+    shown = dataclasses.replace(found, figures=[*drawn, *found.figures])
+    return shown, [kept, fitted.cost.in_words]
 
 
 SIZES = ("width", "heads", "layers")
@@ -521,8 +511,12 @@ def draw_curves(
     reference: Mapping[str, float],
     fitted: Fitted,
     model: str,
-) -> None:
-    """Loss over steps, the monitored metric over epochs beside the baselines."""
+) -> list[str]:
+    """Loss over steps, the monitored metric over epochs beside the baselines.
+
+    Returns:
+        The names of the figures that a page shows.
+    """
     from recsys.tracking.figures import loss_curve, metric_curve
 
     losses = book.points.get("train/loss_step", [])
@@ -541,6 +535,8 @@ def draw_curves(
             model=model,
         )
         tracked.figure("figures/validation.png", figure)
+        return ["figures/validation.png"]
+    return []
 
 
 if __name__ == "__main__":

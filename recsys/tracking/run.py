@@ -403,8 +403,10 @@ class TrackedRun:
         """Has the experiment's table of runs show these metrics beside what it shows of every run.
 
         The columns of the newest protocols stay. A view that somebody changed in the UI is theirs.
+        Columns are no reason to fail: where the store does not take them, there are none.
         """
-        with _store_errors(self.uri, f"write the view of experiment {self.experiment_id}"):
+        doing = f"write the view of experiment {self.experiment_id}"
+        with suppress(TrackingError, OSError), _store_errors(self.uri, doing):
             tags = self._client.get_experiment(self.experiment_id).tags
             wanted = [f"metrics.`{name}`" for name in metrics]
             shown = _columns_of(tags.get(VIEW_TAG))

@@ -130,6 +130,18 @@ def test_what_somebody_made_of_the_experiment_stays(start: Start) -> None:
         run.columns(["test/1/ndcg_10"])  # whatever it is, it is theirs
 
 
+def test_columns_that_cannot_be_written_fail_no_run(start: Start, monkeypatch) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def away(*_: object) -> None:
+        raise MlflowException("the store is away")
+
+    with start() as run:
+        monkeypatch.setattr(run._client, "get_experiment", away)
+        run.columns(["test/1/ndcg_10"])
+    assert load_run(run.uri, run.run_id).status == "FINISHED"
+
+
 def test_an_experiment_of_an_earlier_release_gets_what_it_lacks(start: Start) -> None:
     with start() as run:
         pass
