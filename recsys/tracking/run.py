@@ -76,15 +76,18 @@ a question in `per_question/`, and the model.
 # in an address (seen in 3.17.2). Without that address each browser has its own columns.
 VIEW = "recsys"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-VIEW_COLUMNS = (
-    "attributes.`Dataset`",
-    "tags.`headline`",
-    "tags.`against`",
-    "tags.`protocol`",
-    "tags.`pipeline`",
-    "metrics.`cost/seconds`",
-)
+VIEW_COLUMNS = {  # in their order, with their widths in pixels
+    "attributes.`Run Name`": 300,
+    "runDateAndNestInfo": 130,
+    "tags.`headline`": 220,
+    "tags.`against`": 430,
+    "attributes.`Dataset`": 230,
+    "tags.`protocol`": 130,
+    "tags.`pipeline`": 80,
+    "duration": 80,
+}
 VIEW_METRICS = 4  # columns of metrics of their own, those of the newest protocols
+VIEW_METRIC_WIDTH = 110
 
 # MLflow's limits (mlflow.utils.validation). Beyond them it cuts values and only logs a warning.
 PARAM_VALUE_LIMIT = 6000
@@ -331,8 +334,8 @@ class TrackedRun:
         """Keeps a Matplotlib figure; the suffix of `name` (`.png`, `.svg`) decides the format."""
         buffer = io.BytesIO()
         suffix = PurePosixPath(name).suffix.lstrip(".")
-        # No wider than the column that a description has on a run's page.
-        figure.savefig(buffer, format=suffix, dpi=100, bbox_inches="tight")
+        # A description shows it, in a column of some 700 pixels on a usual screen.
+        figure.savefig(buffer, format=suffix, dpi=90, bbox_inches="tight")
         self._write_artifact(name, buffer.getbuffer())
 
     def _write_artifact(self, name: str, content: bytes | memoryview) -> None:
@@ -870,10 +873,13 @@ def _name_runs(client: MlflowClient, wanted: str) -> str:
 def _view(metrics: Sequence[str]) -> str:
     """The tag that the UI reads a view from."""
     at = int(time.time() * 1000)
+    widths = VIEW_COLUMNS | dict.fromkeys(metrics, VIEW_METRIC_WIDTH)
     state = {
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
-        "selectedColumns": [*VIEW_COLUMNS, *metrics],
+        "selectedColumns": list(widths),
+        "columnOrder": list(widths),
+        "columnWidths": widths,
     }
     return json.dumps({"name": VIEW, "createdAt": at, "updatedAt": at, "state": json.dumps(state)})
 
