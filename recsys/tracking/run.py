@@ -57,9 +57,8 @@ KIND = "custom_model_development"
 TRAINING_VIEW = "workflowType=machine_learning"
 NOTE_TAG = "mlflow.note.content"
 EXPERIMENT_NOTE = """\
-Models for recommendation, each judged beside baselines on the same questions. Where the table of \
-runs is not in sight, switch to *Model training* at the top left; its columns are in the view \
-**recsys** at the top right.
+Each run is judged beside baselines on the same questions. *Model training*, top left, shows the \
+table of runs; **recsys** among the *Views*, top right, its columns.
 
 * A run of **train** holds a model, one of **evaluate** the answers of a model or of another \
 system's lists, **compare** holds runs against each other question by question, **backtest** holds \

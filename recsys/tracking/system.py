@@ -34,7 +34,7 @@ class SystemSampler:
     """Looks every few seconds until it is stopped."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
-        """Looks at once, and then on.
+        """Begins to look.
 
         Args:
             seconds: between two looks.
@@ -47,8 +47,6 @@ class SystemSampler:
         self._samples: list[Sample] = []
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        psutil.cpu_percent()  # the first look has nothing to compare with, and says 0
-        self._process.cpu_percent()
         self._thread = threading.Thread(target=self._watch, name="system metrics", daemon=True)
         self._thread.start()
 
@@ -60,14 +58,15 @@ class SystemSampler:
 
     def stop(self) -> None:
         """Looks a last time and ends; later calls change nothing."""
-        if not self._stopped.is_set():
-            self._stopped.set()
-            self._thread.join()
-            self._look()
+        self._stopped.set()
+        self._thread.join()
 
     def _watch(self) -> None:
+        self._psutil.cpu_percent()  # the first of a thread has nothing to compare with, and says 0
+        self._process.cpu_percent()
         while not self._stopped.wait(self._seconds):
             self._look()
+        self._look()
 
     def _look(self) -> None:
         try:

@@ -49,7 +49,12 @@ def test_a_look_that_fails_is_a_look_less(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_even_a_short_run_has_a_look(start: Callable[..., TrackedRun]) -> None:
     with start(system_metrics=True) as run:
-        pass
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            pass
+    metrics = run._client.get_run(run.run_id).data.metrics
+    assert metrics["system/cpu_utilization_percentage"] > 0
+    assert metrics["system/process_cpu_percentage"] > 0
     (point,) = run._client.get_metric_history(run.run_id, "system/process_memory_megabytes")
     began = run._client.get_run(run.run_id).info.start_time
     assert point.step == (point.timestamp - began) // 1000 and 0 <= point.step < 60
