@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
 from pipelines.entry import main
-from pipelines.examining import reporting_metric
+from pipelines.examining import metric_title, reporting_metric
 from pipelines.judging import Judge, interval_text, say
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import start_run
@@ -32,6 +32,7 @@ from pipelines.schemas import (
     TimeConfig,
     TrainConfig,
 )
+from pipelines.story import image, markdown_table, plain
 from pipelines.train import (
     MODEL_NAMES,
     check_kinds,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from recsys.evaluation.intervals import Interval
+    from recsys.tracking.run import TrackedRun
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,10 @@ def run(config: BacktestConfig) -> None:
     jobs = [next_item_job(training_config(config, n)) for n in range(len(config.cuts) - 1)]
     title = f"back-test {MODEL_NAMES[config.model.name]} {config.data.name}"
     tags = {"store": jobs[0].store.fingerprint, "seed": str(config.seed)}
-    with start_run(config, "backtest", config.name or title, tags=tags) as tracked:
+    doing = f"Back-testing in {len(jobs)} windows. No result yet."
+    with start_run(
+        config, "backtest", config.name or title, tags=tags, description=doing
+    ) as tracked:
         windows: list[Window] = []
         first_run: str | None = None
         for number, judge in enumerate(jobs):
@@ -103,8 +108,10 @@ def run(config: BacktestConfig) -> None:
         text = in_text(windows, metric, config.data.name)
         tracked.artifact_text("table.txt", text + "\n")
         tracked.artifact_json("backtest.json", without_nan([asdict(w) for w in windows]))
-        tracked.figure("staleness.png", staleness(windows, metric))
+        tracked.figure("figures/staleness.png", staleness(windows, metric))
         seconds = time.perf_counter() - started
+        tracked.metrics({"cost/seconds": seconds}, 0)
+        tell_tested(tracked, windows, metric, config.data.name, f"{seconds:.0f} s")
         found = [
             {"model": window.title, "metrics": numbers_of(window, metric)} for window in windows
         ]
@@ -233,6 +240,12 @@ def in_text(windows: list[Window], metric: str, title: str) -> str:
     """The table for the terminal."""
     from recsys.evaluation.report import table_text
 
+    rows, columns = side_by_side(windows, metric)
+    return table_text(rows, f"{title} · back-test, {len(windows)} windows\n", columns)
+
+
+def side_by_side(windows: list[Window], metric: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The table's rows, and its columns."""
     rows = []
     for window in windows:
         row: dict[str, Any] = {"window": window.title, "questions": window.questions}
@@ -244,7 +257,40 @@ def in_text(windows: list[Window], metric: str, title: str) -> str:
     columns = {"window": "window", "questions": "questions"}
     columns |= {"retrained": f"{metric} retrained", "frozen": "frozen", "lost": "lost by age"}
     columns |= {name: name for name in windows[0].beside}
-    return table_text(rows, f"{title} · back-test, {len(windows)} windows\n", columns)
+    return rows, columns
+
+
+def tell_tested(
+    tracked: TrackedRun, windows: list[Window], metric: str, title: str, cost: str
+) -> None:
+    """Has the run's page, and the table of runs, say what was found."""
+    newest = windows[-1]
+    said = {"retrained": newest.retrained, "frozen": newest.frozen}
+    headline = ", ".join(
+        f"{name} {interval_text(found)}" for name, found in said.items() if found is not None
+    )
+    headline = f"{metric_title(metric)} {headline}"
+    against = ""
+    if newest.lost is not None:
+        against = f"lost by age {interval_text(newest.lost, signed=True)}"
+        tracked.tag("against", against)
+    rows, columns = side_by_side(windows, metric)
+    tracked.describe(
+        "\n".join(
+            [
+                f"**{plain(headline)}** in the last of {len(windows)} windows. {plain(against)}",
+                "",
+                f"* **Data:** {plain(title)}; each window's trainings are runs below this one",
+                "* **Retrained:** on what came before the window. **Frozen:** the first model",
+                f"* **Cost:** {plain(cost)}",
+                "",
+                markdown_table(rows, columns),
+                "",
+                image(tracked, "figures/staleness.png"),
+            ]
+        )
+    )
+    tracked.tag("headline", headline)
 
 
 def staleness(windows: list[Window], metric: str) -> Any:

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
 from pipelines.entry import main
+from pipelines.examining import metric_title
 from pipelines.judging import file_name, interval_text, say, share
 from pipelines.paths import tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import start_run
 from pipelines.schemas import CompareConfig
+from pipelines.story import link, markdown_table, plain
 from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from recsys.evaluation.compare import Answers, Comparison, Verdict
     from recsys.evaluation.intervals import Interval
-    from recsys.tracking.run import RunInfo
+    from recsys.tracking.run import RunInfo, TrackedRun
 
     Moved = tuple[str, pl.DataFrame]  # "gain" or "lose", and who does
 
@@ -67,7 +69,8 @@ def run(config: CompareConfig) -> None:
         "compares": ",".join(info.run_id for info in infos),
         "protocol": reference.protocol,
     }
-    with start_run(config, "compare", f"compare {title}", tags=tags) as tracked:
+    doing = f"Holding {plain(title)} against each other. No result yet."
+    with start_run(config, "compare", f"compare {title}", tags=tags, description=doing) as tracked:
         for other in found:
             prefix = f"difference/{file_name(other.other)}/{metric}"
             ends = other.difference
@@ -78,6 +81,8 @@ def run(config: CompareConfig) -> None:
         tracked.artifact_json("compare.json", without_nan(report))
         tracked.artifact_text("compare.html", in_html(reference, own, found, moved, metric, legend))
         seconds = time.perf_counter() - started
+        tracked.metrics({"cost/seconds": seconds}, 0)
+        tell_compared(tracked, reference, own, found, metric, legend, f"{seconds:.0f} s")
         rows = [
             {"model": reference.name, "metrics": {metric: own.estimate}},
             *({"model": c.other, "metrics": {metric: c.value.estimate}} for c in found),
@@ -191,7 +196,56 @@ def in_text(
     """For the terminal: all of them side by side, and the strongest of them part by part."""
     from recsys.evaluation.report import table_text
 
-    rows = [{"model": reference.name, "mean": interval_text(own)}]
+    heading = (
+        f"{legend}\n\ntest/{reference.protocol} · {len(reference.frame):,} questions · intervals "
+        "by drawing users\n"
+    )
+    rows, columns = side_by_side(reference, own, found, metric)
+    lines = [table_text(rows, heading, columns)]
+    if found[0].verdict == "too few":
+        lines.append(too_few(reference))
+    place = strongest_of(found, metric)
+    strongest = found[place]
+    if strongest.cohorts:
+        parts = [
+            {
+                "part": f"{part.cohort} {part.value}",
+                "questions": part.questions,
+                "ahead": interval_text(part.interval, signed=True),
+            }
+            for part in strongest.cohorts
+        ]
+        heading = f"\nagainst {strongest.other}, by cohort\n"
+        columns = {"part": "part", "questions": "questions", "ahead": columns["ahead"]}
+        lines.append(table_text(parts, heading, columns))
+        if said := worst_in_words(strongest, metric):
+            lines.append(said)
+    for word, users in moved[place]:
+        told = [moved_in_words(row) for row in users.iter_rows(named=True)]
+        title = users_who(word, reference)
+        lines.append(f"{title}, against {strongest.other}: {', '.join(told) or 'none'}")
+    if len(found) > 1:
+        lines.append("cohorts and users against the others stand in compare.html")
+    return "\n".join(lines)
+
+
+def moved_in_words(row: dict[str, Any]) -> str:
+    """A user that moved, and of next items whence and whither.
+
+    >>> moved_in_words({"user": "u7", "difference": 0.5, "rank": 1, "rank_other": None})
+    'u7 +.5000 (rank 1, there missed)'
+    """
+    said = f"{row['user']} {share(row['difference'], signed=True)}"
+    if "rank" not in row:
+        return said
+    return f"{said} (rank {_rank(row['rank'])}, there {_rank(row['rank_other'])})"
+
+
+def side_by_side(
+    reference: Answers, own: Interval, found: list[Comparison], metric: str
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The table's rows, and its columns."""
+    rows: list[dict[str, Any]] = [{"model": reference.name, "mean": interval_text(own)}]
     for other in found:
         rows.append(
             {
@@ -213,45 +267,52 @@ def in_text(
         "p": "p (Holm)",
         "verdict": "verdict",
     }
-    heading = (
-        f"{legend}\n\ntest/{reference.protocol} · {len(reference.frame):,} questions · intervals "
-        "by drawing users\n"
-    )
-    lines = [table_text(rows, heading, columns)]
+    return rows, columns
+
+
+def strongest_of(found: list[Comparison], metric: str) -> int:
+    """Which of them is hardest to beat."""
     sign = -1 if metric == "logloss" else 1
-    place = max(range(len(found)), key=lambda number: sign * found[number].value.estimate)
-    strongest = found[place]
-    if found[0].verdict == "too few":
-        lines.append(too_few(reference))
-    if strongest.cohorts:
-        parts = [
-            {
-                "part": f"{part.cohort} {part.value}",
-                "questions": part.questions,
-                "ahead": interval_text(part.interval, signed=True),
-            }
-            for part in strongest.cohorts
-        ]
-        heading = f"\nagainst {strongest.other}, by cohort\n"
-        columns = {"part": "part", "questions": "questions", "ahead": columns["ahead"]}
-        lines.append(table_text(parts, heading, columns))
-        if said := worst_in_words(strongest, metric):
-            lines.append(said)
-    for word, users in moved[place]:
-        told = (
-            f"{row['user']} {share(row['difference'], signed=True)}"
-            + (
-                ""
-                if reference.of_clicks
-                else f" (rank {_rank(row['rank'])}, there {_rank(row['rank_other'])})"
-            )
-            for row in users.iter_rows(named=True)
+    return max(range(len(found)), key=lambda number: sign * found[number].value.estimate)
+
+
+def tell_compared(
+    tracked: TrackedRun,
+    reference: Answers,
+    own: Interval,
+    found: list[Comparison],
+    metric: str,
+    legend: str,
+    cost: str,
+) -> None:
+    """Has the run's page, and the table of runs, say what was found."""
+    strongest = found[strongest_of(found, metric)]
+    headline = f"{metric_title(metric)} {interval_text(own)}"
+    against = (
+        f"{ahead_by(reference, metric)} {interval_text(strongest.difference, signed=True)} "
+        f"({strongest.other}): {strongest.verdict}"
+    )
+    rows, columns = side_by_side(reference, own, found, metric)
+    lines = [line for line in legend.splitlines() if line]
+    if said := worst_in_words(strongest, metric):
+        lines.append(said)
+    tracked.describe(
+        "\n".join(
+            [
+                f"**{plain(reference.name)}: {plain(headline)}** on {len(reference.frame):,} "
+                f"questions. {plain(against)}",
+                "",
+                *(f"* {plain(line)}" for line in lines),
+                f"* **Cost:** {plain(cost)}",
+                "",
+                markdown_table(rows, columns),
+                "",
+                f"Worth opening: {link(tracked, 'compare.html')}",
+            ]
         )
-        title = users_who(word, reference)
-        lines.append(f"{title}, against {strongest.other}: {', '.join(told) or 'none'}")
-    if len(found) > 1:
-        lines.append("cohorts and users against the others stand in compare.html")
-    return "\n".join(lines)
+    )
+    tracked.tag("headline", headline)
+    tracked.tag("against", against)
 
 
 def too_few(reference: Answers) -> str:

@@ -49,15 +49,17 @@ from pipelines.judging import (
 )
 from pipelines.paths import cache_dir, tracking_uri
 from pipelines.result import check_result_path, write_result
-from pipelines.runs import report_rows, start_run, trained_run
+from pipelines.runs import name_dataset, report_rows, start_run, trained_run
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
+    DataConfig,
     EvaluateConfig,
     EvaluationConfig,
     TimeConfig,
     TrainConfig,
 )
+from pipelines.story import begun, tell
 from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
@@ -185,7 +187,7 @@ def run(config: EvaluateConfig) -> None:
         models,
         f"evaluate {info.name}",
         {"evaluates": info.run_id},
-        data.name,
+        data,
         started,
     )
 
@@ -264,7 +266,7 @@ def judge_recommendations(config: EvaluateConfig, started: float) -> None:
     models: dict[str, Any] = {name: ranking}
     models |= {baseline.name: baseline for baseline in beside}
     digest = {"recommendations": sha256_of(path)}
-    track(config, judge, models, f"evaluate {path.name}", digest, data.name, started)
+    track(config, judge, models, f"evaluate {path.name}", digest, data, started)
 
 
 def track(
@@ -273,16 +275,20 @@ def track(
     models: dict[str, Any],
     name: str,
     tags: dict[str, str],
-    title: str,
+    data: DataConfig,
     started: float,
 ) -> None:
     """Asks the models, and leaves a run with what they answered."""
+    title = data.name
     tags = {**tags, "store": judge.store.fingerprint, "protocol": judge.protocol}
-    with start_run(config, "evaluate", name, tags=tags) as tracked:
+    doing = begun(judge, title, f"Asking {', '.join(models)}.")
+    with start_run(config, "evaluate", name, tags=tags, description=doing) as tracked:
+        name_dataset(tracked, data, judge, "evaluation")
         if isinstance(judge, Judge):
-            rows = examined(judge, models, tracked, title)
+            report = examined(judge, models, tracked, title)
         else:
-            rows = examined_clicks(judge, models, tracked, title)
+            report = examined_clicks(judge, models, tracked, title)
+        rows = report.rows
         report_rows(tracked, rows)
         text = (
             table(judge, rows, title)
@@ -291,6 +297,8 @@ def track(
         )
         tracked.artifact_text("table.txt", text + "\n")
         seconds = time.perf_counter() - started
+        tracked.metrics({"cost/seconds": seconds}, 0)
+        tell(tracked, judge, report, title, [f"{seconds:.0f} s"])
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     say("")
     say(text)

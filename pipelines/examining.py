@@ -335,11 +335,10 @@ def examined(
     models: Mapping[str, Any],
     tracked: TrackedRun,
     title: str,
-) -> list[dict[str, Any]]:
-    """Asks every model the test questions; the report goes to the run, its lines to the terminal.
+) -> Report:
+    """Asks every model the test questions.
 
-    Returns:
-        The final table's rows.
+    The report goes to the run, its lines to the terminal.
     """
     examination = examine_all(judge, models, tracked.artifact_frame)
     first = next(iter(models.values()))
@@ -348,7 +347,10 @@ def examined(
     tracked.artifact_text("report.html", report.page)
     for line in report.lines:
         say(line)
-    return examination.rows
+    from pipelines.drawing import draw_examination
+
+    metric = reporting_metric(judge.evaluation.ks)
+    return replace(report, figures=draw_examination(examination, tracked, metric))
 
 
 def in_a_sentence(name: str, comparison: Comparison, metric: str) -> str:
@@ -448,11 +450,25 @@ class Report:
         lines: for the terminal and the run's description.
         page: HTML that stands alone.
         values: everything, as plain values.
+        figures: names of the artifacts that draw it, those first that say most.
     """
 
     lines: list[str]
     page: str
     values: dict[str, Any]
+    figures: Sequence[str] = ()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Of the final table, the model first."""
+        rows: list[dict[str, Any]] = self.values["rows"]
+        return rows
+
+    @property
+    def sentinel(self) -> list[str]:
+        """How the model stands against each of the others, the strongest first, in words."""
+        sentences: list[str] = self.values["sentinel"]
+        return sentences
 
 
 def make_report(examination: Examination, title: str, model: Any) -> Report:

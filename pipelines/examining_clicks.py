@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pipelines.clicks import ClickJudge
-from pipelines.examining import in_a_sentence
+from pipelines.drawing import draw_cohorts, draw_reliability, points_of
+from pipelines.examining import Report, in_a_sentence
 from pipelines.judging import file_name, interval_text, say, share
 from pipelines.result import without_nan
 
@@ -16,17 +17,17 @@ if TYPE_CHECKING:
     import polars as pl
 
     from recsys.evaluation.calibration import Reliability
+    from recsys.evaluation.cohorts import Cohort
     from recsys.evaluation.intervals import Interval
     from recsys.tracking.run import TrackedRun
 
 
 def examined_clicks(
     judge: ClickJudge, models: Mapping[str, Any], tracked: TrackedRun, title: str
-) -> list[dict[str, Any]]:
-    """Asks every ranker the test questions; the report goes to the run, its lines to the terminal.
+) -> Report:
+    """Asks every ranker the test questions.
 
-    Returns:
-        The final table's rows.
+    The report goes to the run, its lines to the terminal.
     """
     from recsys.evaluation import html_report
     from recsys.evaluation.cohorts import cohort_table, worst
@@ -67,21 +68,28 @@ def examined_clicks(
         sentences = [in_a_sentence(name, comparison, "auc") for comparison in compared]
         lines += sentences[:1]
     lines += [f"WARNING: {said}" for said in odd]
-    parts = []
+    parts: list[Cohort] = []
+    figures: list[str] = []
     if resamples:
         from recsys.evaluation.click_metrics import log_losses
 
-        first = frames[name]
-        losses = log_losses(first["label"].to_numpy(), first["score"].to_numpy())
+        loss = judge.name("test", "logloss")
+        best = min(rows[1:], key=lambda row: row["metrics"][loss], default=None)
+        groups = {}
+        for kind in (name, *([] if best is None else [best["model"]])):
+            frame = frames[kind]
+            losses = log_losses(frame["label"].to_numpy(), frame["score"].to_numpy())
+            groups[kind] = cohort_table(frame, losses, resamples=resamples)
+        figures = draw_cohorts(groups, tracked, "Logloss")
+        parts = groups[name]
         # The worst part is the one with the highest logloss.
-        parts = cohort_table(first, losses, resamples=resamples)
         if (least := worst(parts, largest=True)) is not None:
             lines.append(
                 f"worst cohort: {least.cohort} {least.value} ({least.questions:,} questions), "
                 f"logloss {interval_text(least.interval)}"
             )
     mended, curves = calibrated(judge, model, frames[name])
-    tracked.figure("calibration.png", calibration_figure(name, curves))
+    figures = [draw_reliability(name, curves, tracked), *figures]
     before, after = mended["as it is"], mended["isotonic"]
     lines.append(
         f"calibration error {before['calibration_error']:.4f}, isotonic on validation "
@@ -102,31 +110,29 @@ def examined_clicks(
         ),
         (
             f"Calibration of {name}, fitted on validation",
-            html_report.table(["probabilities", "logloss", "calibration error", "AUC"], table),
+            html_report.table(["probabilities", "logloss", "calibration error", "AUC"], table)
+            + html_report.reliability(points_of(curves)),
         ),
         ("Split audit", html_report.paragraphs([str(finding) for finding in judge.findings])),
     ]
     legend = f"{judge.legend} · test/{judge.protocol} · {len(judge.split.test):,} questions"
-    tracked.artifact_text("report.html", html_report.page(title, legend, sections))
-    tracked.artifact_json(
-        "report.json",
-        without_nan(
-            {
-                "format": 1,
-                "protocol": judge.protocol,
-                "in_words": judge.legend,
-                "sentinel": sentences,
-                "suspicions": odd,
-                "cohorts": [asdict(part) for part in parts],
-                "calibration": mended,
-                "audit": [{**asdict(f), "share": f.share} for f in judge.findings],
-                "rows": rows,
-            }
-        ),
-    )
+    values = {
+        "format": 1,
+        "protocol": judge.protocol,
+        "in_words": judge.legend,
+        "sentinel": sentences,
+        "suspicions": odd,
+        "cohorts": [asdict(part) for part in parts],
+        "calibration": mended,
+        "audit": [{**asdict(f), "share": f.share} for f in judge.findings],
+        "rows": rows,
+    }
+    page = html_report.page(title, legend, sections)
+    tracked.artifact_text("report.html", page)
+    tracked.artifact_json("report.json", without_nan(values))
     for line in lines:
         say(line)
-    return rows
+    return Report(lines, page, values, figures)
 
 
 def _cell(numbers: dict[str, float], metric: str) -> str:
@@ -201,12 +207,3 @@ def calibrated(
             for metric, found in intervals_of(judge, probabilities, list(numbers[kind])).items():
                 numbers[kind] |= {f"{metric}_low": found.low, f"{metric}_high": found.high}
     return numbers, {kind: reliability(labels, p, bins) for kind, p in mended.items()}
-
-
-def calibration_figure(name: str, curves: Mapping[str, Reliability]) -> Any:
-    """The reliability curves."""
-    from recsys.tracking.figures import reliability_curve
-
-    return reliability_curve(
-        name, {kind: (c.predicted_S.tolist(), c.clicked_S.tolist()) for kind, c in curves.items()}
-    )

@@ -35,6 +35,7 @@ from pipelines.schemas import (
     IngestConfig,
     RecencyConfig,
 )
+from pipelines.ui import as_typed
 
 if TYPE_CHECKING:
     from recsys.histories.clicks import ClickSplit
@@ -202,6 +203,9 @@ def run(config: IngestConfig) -> None:
     print(render_report(report))
     say_audit(config, open_store(folder))
     print(f"Store: {folder}")
+    print("A training on it leaves a run in the MLflow UI:")
+    told = [argument for argument in sys.argv[1:] if not argument.startswith("result=")]
+    print(as_typed("train", *told))
     numbers: dict[str, Any] = {
         name: value
         for name, value in report.items()

@@ -390,16 +390,21 @@ def table(judge: Judge, rows: list[dict[str, Any]], title: str) -> str:
     """The final table: the models beside each other, the protocol in the heading."""
     from recsys.evaluation.report import table_text
 
-    ks = judge.evaluation.ks
-    k = 10 if 10 in ks else max(ks)
-    columns = {"model": "model"}
-    for metric, label in (("hr", "HR"), ("ndcg", "NDCG"), ("mrr", "MRR"), ("coverage", "coverage")):
-        columns[judge.name("test", f"{metric}_{k}")] = f"{label}@{k}"
     heading = (
         f"{title} · test/{judge.protocol} · {len(judge.split.test):,} questions, "
         f"{judge.store.catalogue_size - 1:,} items\n({judge.legend})\n{about_intervals(rows)}"
     )
-    return table_text([shown(row) for row in rows], heading, columns)
+    return table_text(
+        [shown(row) for row in rows], heading, {"model": "model", **table_columns(judge)}
+    )
+
+
+def table_columns(judge: Judge) -> dict[str, str]:
+    """The final table's columns: metric by name, and its heading."""
+    ks = judge.evaluation.ks
+    k = 10 if 10 in ks else max(ks)
+    labels = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR", "coverage": "coverage"}
+    return {judge.name("test", f"{metric}_{k}"): f"{label}@{k}" for metric, label in labels.items()}
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from pipelines.people import (
 from pipelines.result import check_result_path, write_result
 from pipelines.runs import trained_run
 from pipelines.schemas import ClicksConfig, RecommendConfig
+from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
     import polars as pl
@@ -270,6 +271,8 @@ def report(
         output=str(output),
     )
     say(f"{rows:,} rows for {len(people):,} people in {seconds:.0f} s: {output}")
+    say("The run of the model in the MLflow UI:")
+    say(how_to_open(info.run_id, config.tracking.uri))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from pipelines.entry import as_yaml
 from pipelines.judging import file_name
 from pipelines.paths import artifact_root, tracking_uri
 from pipelines.result import without_nan
-from pipelines.schemas import TrackingConfig, TrainConfig
+from pipelines.schemas import DataConfig, TrackingConfig, TrainConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from pipelines.clicks import ClickJudge
+    from pipelines.judging import Judge
     from recsys.tracking.run import RunInfo, TrackedRun
 
     class Tracked(DataclassInstance, Protocol):
@@ -32,6 +34,7 @@ def start_run(
     name: str,
     *,
     tags: Mapping[str, str],
+    description: str = "",
     parent: str | None = None,
     run_id: str | None = None,
 ) -> TrackedRun:
@@ -42,6 +45,7 @@ def start_run(
         pipeline: name of the command.
         name: what a person reads in the table of runs.
         tags: beside those of code, versions and machine.
+        description: Markdown for the run's page while it has nothing to tell yet.
         parent: the run below which this one is shown.
         run_id: an interrupted run to go on with.
     """
@@ -56,16 +60,39 @@ def start_run(
         config_yaml=as_yaml(config),
         tags={**environment_tags(), **tags},
         pipeline=pipeline,
+        description=description,
+        system_metrics=config.tracking.system_metrics,
         parent_run_id=parent,
         run_id=run_id,
     )
 
 
+def name_dataset(
+    tracked: TrackedRun, data: DataConfig, judge: Judge | ClickJudge, context: str
+) -> None:
+    """The data set of a run, with what its split made of it.
+
+    Args:
+        tracked: the run.
+        data: where it came from.
+        judge: holds the store and the questions.
+        context: what it was used for.
+    """
+    store = judge.store
+    counts = {"events": store.events, "users": store.users, "items": store.catalogue_size - 1}
+    profile = {**counts, **judge.split.counts}
+    source = data.path or data.source or data.name
+    tracked.dataset(data.name, store.fingerprint, profile, source, context=context)
+
+
 def report_rows(tracked: TrackedRun, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The final table's numbers as metrics: the first model's own, the others' as baselines."""
+    """The final table's numbers as metrics: the first model's own, and what it stands against.
+
+    The others' names come last in the alphabet, and so on the run's page.
+    """
     tracked.metrics(rows[0]["metrics"], 0)
     for row in rows[1:]:
-        prefix = f"baseline/{file_name(row['model'])}"
+        prefix = f"versus/{file_name(row['model'])}"
         tracked.metrics({f"{prefix}/{name}": v for name, v in row["metrics"].items()}, 0)
     tracked.artifact_json("table.json", without_nan(list(rows)))
 

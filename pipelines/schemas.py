@@ -665,10 +665,12 @@ class TrackingConfig:
     Attributes:
         experiment: its name.
         uri: of the tracking server or database; null: `mlflow.db` in the project's root folder.
+        system_metrics: also keep the machine's load and memory over the run, a look every 5 s.
     """
 
     experiment: str
     uri: str | None
+    system_metrics: bool = False
 
 
 @dataclass(frozen=True)

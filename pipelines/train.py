@@ -40,7 +40,7 @@ from pipelines.clicks import (
     ranker_arguments,
 )
 from pipelines.entry import compose, main
-from pipelines.examining import audited, examined, make_judge
+from pipelines.examining import Report, audited, examined, make_judge
 from pipelines.examining_clicks import examined_clicks
 from pipelines.fitting import (
     check_memory,
@@ -65,7 +65,7 @@ from pipelines.judging import (
 )
 from pipelines.paths import cache_dir, tracking_uri
 from pipelines.result import check_result_path, peak_memory_gb, write_result
-from pipelines.runs import report_rows, start_run
+from pipelines.runs import name_dataset, report_rows, start_run
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
@@ -73,6 +73,7 @@ from pipelines.schemas import (
     SASRecConfig,
     TrainConfig,
 )
+from pipelines.story import begun, tell
 from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def tracked_training(
     Returns:
         The run's id, the final table's rows, and the seconds since the start.
     """
-    store, split, folder = judge.store, judge.split, judge.store.path
+    store, folder = judge.store, judge.store.path
     assert folder is not None
     from recsys.histories.ingest_report import read_report
 
@@ -136,24 +137,19 @@ def tracked_training(
     say_unusable(store)
     title = config.name or run_title(config)
     tags = {"store": store.fingerprint, "protocol": judge.protocol, "seed": str(config.seed)}
-    with start_run(config, "train", title, tags=tags, parent=parent, run_id=resumed) as tracked:
+    doing = begun(judge, config.data.name, f"Training {MODEL_NAMES[config.model.name]}.")
+    with start_run(
+        config, "train", title, tags=tags, description=doing, parent=parent, run_id=resumed
+    ) as tracked:
         say(f"run {tracked.run_id} ({title})")
         tracked.artifact_json("ingest_report.json", report)
-        tracked.dataset(
-            config.data.name,
-            store.fingerprint,
-            {
-                "events": store.events,
-                "users": store.users,
-                "items": store.catalogue_size - 1,
-                **split.counts,
-            },
-            config.data.path or config.data.source or config.data.name,
-        )
-        rows = train_and_judge(config, judge, tracked, checkpoint)
-        seconds = time.perf_counter() - started
+        name_dataset(tracked, config.data, judge, "training")
+        found, cost = train_and_judge(config, judge, tracked, checkpoint)
+        rows, seconds = found.rows, time.perf_counter() - started
         tracked.metrics({"cost/seconds": seconds, "cost/peak_memory_gb": peak_memory_gb()}, 0)
         say("")
+        cost = [f"{seconds:.0f} s, {peak_memory_gb():.1f} GB at most", *cost]
+        tell(tracked, judge, found, config.data.name, cost)
         tracked.artifact_text("table.txt", final_table(judge, rows, config.data.name) + "\n")
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     return tracked.run_id, rows, seconds
@@ -272,8 +268,8 @@ def say_plan(config: TrainConfig, judge: Judge | ClickJudge) -> None:
 
 def train_and_judge(
     config: TrainConfig, judge: Judge | ClickJudge, tracked: TrackedRun, checkpoint: Path | None
-) -> list[dict[str, Any]]:
-    """The final table's rows; everything on the way goes to the run."""
+) -> tuple[Report, list[str]]:
+    """What the test says, and what training took in words; all on the way goes to the run."""
     from recsys.training.saved_model import save_model
 
     store = judge.store
@@ -299,9 +295,11 @@ def train_and_judge(
     book = Book(tracked)
     fitted = fit_model(config, judge, model, book, run_folder(tracked.run_id), checkpoint)
     monitor = judge.name("val", config.trainer.monitor)
-    for name, value in reference.items():
-        tracked.metrics({f"baseline/{file_name(name)}/{monitor}": value}, 0)
-    draw_curves(tracked, book, monitor, reference, fitted, title)
+    epochs = [epoch for epoch, _ in book.points.get(monitor, [])]
+    for name, value in reference.items():  # lines as long as the model's curve
+        for epoch in sorted({*epochs[:1], *epochs[-1:]}) or [0]:
+            tracked.metrics({f"versus/{file_name(name)}/{monitor}": value}, epoch)
+    drawn = draw_curves(tracked, book, monitor, reference, fitted, title)
     tracked.metrics(
         {
             "cost/seconds_training": fitted.seconds_training,
@@ -333,11 +331,13 @@ def train_and_judge(
 
     models = {title: model.eval(), **beside}
     if isinstance(judge, ClickJudge):
-        rows = examined_clicks(judge, models, tracked, config.data.name)
+        found = examined_clicks(judge, models, tracked, config.data.name)
     else:
-        rows = examined(judge, models, tracked, config.data.name)
-    report_rows(tracked, rows)
-    return rows
+        found = examined(judge, models, tracked, config.data.name)
+    report_rows(tracked, found.rows)
+    kept = f"{parameters:,} parameters, epoch {fitted.best_epoch} of {fitted.epochs} kept"
+    shown = dataclasses.replace(found, figures=[*drawn, *found.figures])
+    return shown, [kept, fitted.cost.in_words]
 
 
 SIZES = ("width", "heads", "layers")
@@ -511,8 +511,12 @@ def draw_curves(
     reference: Mapping[str, float],
     fitted: Fitted,
     model: str,
-) -> None:
-    """Loss over steps, the monitored metric over epochs beside the baselines."""
+) -> list[str]:
+    """Loss over steps, the monitored metric over epochs beside the baselines.
+
+    Returns:
+        The names of the figures that a page shows.
+    """
     from recsys.tracking.figures import loss_curve, metric_curve
 
     losses = book.points.get("train/loss_step", [])
@@ -531,6 +535,8 @@ def draw_curves(
             model=model,
         )
         tracked.figure("figures/validation.png", figure)
+        return ["figures/validation.png"]
+    return []
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def run(config: UIConfig) -> int:
         experiment = find_experiment(uri, load_run(uri, run_id).experiment)
 
     def show(address: str) -> None:
-        table = runs_link(address, experiment.experiment_id)
+        table = runs_link(address, experiment)
         print(f"All runs: {table}")
         page = table
         if run_id is not None:
@@ -88,16 +88,21 @@ def how_to_open(run_id: str, uri: str | None) -> str:
         run_id: MLflow's id.
         uri: `tracking.uri`, null for the default store.
     """
+    from recsys.tracking.run import without_password
+
+    where = [] if uri is None else [f"tracking.uri={without_password(uri)}"]
+    return as_typed("ui", f"run={run_id}", *where)
+
+
+def as_typed(name: str, *arguments: str) -> str:
+    """A command with its arguments, as it can be typed here."""
     python = sys.executable
     on_path = shutil.which("python")
     if on_path is not None and Path(on_path).absolute() == Path(python).absolute():
         python = "python"
     elif Path(python).is_relative_to(Path.cwd()):
         python = str(Path(python).relative_to(Path.cwd()))
-    command = [python, "-m", "pipelines.ui", f"run={run_id}"]
-    from recsys.tracking.run import without_password
-
-    return shlex.join(command + ([] if uri is None else [f"tracking.uri={without_password(uri)}"]))
+    return shlex.join([python, "-m", f"pipelines.{name}", *arguments])
 
 
 def _leave(_signal: int, _frame: object) -> NoReturn:

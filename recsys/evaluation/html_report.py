@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -126,3 +126,48 @@ def intervals(
         f'<svg viewBox="0 0 {names + width + 40} {bottom + 20}" role="img" '
         f'width="{names + width + 40}">{"".join(parts)}</svg>'
     )
+
+
+# Okabe and Ito: told apart by colour-blind readers too, on white and on black.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def reliability(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    """Shares clicked over the probabilities that were given; the dashed diagonal is perfect.
+
+    Args:
+        curves: by name: mean probabilities and shares clicked, both in [0, 1].
+    """
+    left, top, side = 56, 8, 320
+
+    def place(given: float, clicked: float) -> tuple[float, float]:
+        return left + given * side, top + (1 - clicked) * side
+
+    (x, y), (end, high) = place(0, 0), place(1, 1)
+    parts = [
+        f'<line x1="{x}" y1="{y}" x2="{end}" y2="{high}" stroke-dasharray="3 3"/>',
+        f'<line x1="{x}" y1="{y}" x2="{end}" y2="{y}"/>',
+        f'<line x1="{x}" y1="{y}" x2="{x}" y2="{high}"/>',
+    ]
+    for mark in (0, 0.25, 0.5, 0.75, 1):
+        right, up = place(mark, mark)
+        parts.append(f'<text x="{right}" y="{y + 16}" text-anchor="middle">{mark:g}</text>')
+        parts.append(f'<text x="{x - 6}" y="{up + 4}" text-anchor="end">{mark:g}</text>')
+    for number, (name, (given, clicked)) in enumerate(curves.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        points = [place(g, c) for g, c in zip(given, clicked, strict=True)]
+        path = " ".join(f"{right:.1f},{up:.1f}" for right, up in points)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{r:.1f}" cy="{u:.1f}" r="3" fill="{colour}"/>' for r, u in points]
+        line = top + 14 + 20 * number
+        parts.append(f'<circle cx="{end + 24}" cy="{line - 4}" r="5" fill="{colour}"/>')
+        parts.append(f'<text x="{end + 36}" y="{line}">{escape(name)}</text>')
+    parts.append(
+        f'<text x="{(x + end) / 2}" y="{y + 34}" text-anchor="middle">probability given</text>'
+    )
+    parts.append(
+        f'<text transform="translate(14 {(y + high) / 2}) rotate(-90)" text-anchor="middle">'
+        "share clicked</text>"
+    )
+    width, height = end + 200, y + 42
+    return f'<svg viewBox="0 0 {width} {height}" role="img" width="{width}">{"".join(parts)}</svg>'

@@ -1,4 +1,4 @@
-"""Figures of a training run: curves over time, beside what they have to beat.
+"""Figures of a run: curves over time, answers in parts, beside what they have to beat.
 
 Drawn with Matplotlib's object interface and the Agg canvas: no window, no global state.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -152,6 +153,141 @@ def reliability_curve(
     return figure
 
 
+def interval_points(
+    name: str,
+    places: Sequence[str],
+    groups: Mapping[str, Sequence[tuple[float, float, float]]],
+) -> Figure:
+    """A metric in parts that have no order of their own: a point and its interval for each.
+
+    Args:
+        name: of the metric, and of what makes the parts.
+        places: the parts.
+        groups: by name, the model first: low end, value and high end in each part.
+
+    Raises:
+        ValueError: not one value for each part.
+    """
+    figure, axes = _new_figure(name)
+    for number, (group, values) in enumerate(groups.items()):
+        _same_length(places, values)
+        low, middle, high = ([ends[i] for ends in values] for i in range(3))
+        beside = 0.16 * (number - (len(groups) - 1) / 2)
+        axes.errorbar(
+            [place + beside for place in range(len(places))],
+            middle,
+            yerr=(_gaps(middle, low), _gaps(high, middle)),
+            color=_COLOURS[number % len(_COLOURS)],
+            linestyle="none",
+            marker="o",
+            markersize=5,
+            capsize=3,
+            label=group,
+        )
+    axes.set_xticks(range(len(places)), places, fontsize=8)
+    if len(places) > 6:
+        axes.tick_params("x", rotation=30)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    return figure
+
+
+def _gaps(high: Sequence[float], low: Sequence[float]) -> list[float]:
+    """How far apart; rounding may put an end on the wrong side of its mean."""
+    return [max(a - b, 0.0) for a, b in zip(high, low, strict=True)]
+
+
+def rank_curves(name: str, ranks: Mapping[str, Sequence[int]]) -> Figure:
+    """Share of the questions whose answer stands at some rank or before it, over the ranks.
+
+    Args:
+        name: of the figure.
+        ranks: by model, the model of the run first: rank of each answer, 0 where it was missed.
+    """
+    import numpy as np
+
+    figure, axes = _new_figure(name)
+    for number, (model, found) in enumerate(ranks.items()):
+        known = np.sort([rank for rank in found if rank > 0])
+        reached = np.arange(1, len(known) + 1) / max(len(found), 1)
+        axes.step(
+            known,
+            reached,
+            where="post",
+            color=_COLOURS[number % len(_COLOURS)],
+            linewidth=1.8 if number == 0 else 1.0,
+            label=model,
+            zorder=3 if number == 0 else 2,
+        )
+    axes.set_xscale("log")
+    axes.grid(visible=True, axis="x", color="#e6e6e6", linewidth=0.8)
+    axes.set_ylim(0, None)
+    axes.set_xlabel("rank")
+    axes.set_ylabel("share of answers at this rank or before")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def item_map(
+    name: str, vectors_VD: np.ndarray, counts_V: np.ndarray, labels: Mapping[int, str]
+) -> Figure:
+    """Items in the two directions in which their vectors differ most, coloured by popularity.
+
+    Args:
+        name: of the figure.
+        vectors_VD: of the items that are drawn.
+        counts_V: training events of each.
+        labels: row → what is written beside it.
+    """
+    import numpy as np
+    from matplotlib.colors import LogNorm
+
+    places_V2, shares = principal_plane(vectors_VD)
+    figure, axes = _new_figure(name)
+    axes.grid(visible=False)
+    order = np.argsort(counts_V, kind="stable")  # popular ones are drawn last, on top
+    counted = np.maximum(counts_V[order], 1)
+    drawn = axes.scatter(
+        places_V2[order, 0],
+        places_V2[order, 1],
+        c=counted,
+        norm=LogNorm(1, max(int(counted.max(initial=1)), 2)),
+        cmap="viridis",
+        s=9,
+        linewidths=0,
+    )
+    for row, label in labels.items():
+        axes.annotate(
+            label,
+            (float(places_V2[row, 0]), float(places_V2[row, 1])),
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    figure.colorbar(drawn, ax=axes, label="training events")
+    axes.set_xlabel(f"first direction, {shares[0]:.0%} of the variance")
+    axes.set_ylabel(f"second, {shares[1]:.0%}")
+    return figure
+
+
+def principal_plane(vectors_VD: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """Coordinates in the first two principal components, and the share of variance in each.
+
+    The same vectors give the same picture: each direction points to where its largest weight is
+    positive.
+    """
+    import numpy as np
+
+    centred_VD = vectors_VD.astype(np.float64) - vectors_VD.mean(0)
+    variances_D, directions_DD = np.linalg.eigh(centred_VD.T @ centred_VD)
+    first_D2 = directions_DD[:, ::-1][:, :2]
+    largest_2 = first_D2[np.abs(first_D2).argmax(0), range(first_D2.shape[1])]
+    places_V2 = np.zeros((len(vectors_VD), 2))
+    places_V2[:, : first_D2.shape[1]] = centred_VD @ (first_D2 * np.sign(largest_2))
+    total = max(float(variances_D.sum()), 1e-30)
+    shares = [*(float(v) / total for v in variances_D[::-1][:2]), 0.0]
+    return places_V2, (shares[0], shares[1])
+
+
 def moving_average(values: Sequence[float], smoothing: float) -> list[float]:
     """Exponential moving average, each value divided by the weight it has gathered so far.
 
@@ -168,7 +304,7 @@ def moving_average(values: Sequence[float], smoothing: float) -> list[float]:
     return result
 
 
-def _same_length(x: Sequence[float], y: Sequence[float]) -> None:
+def _same_length(x: Sequence[object], y: Sequence[object]) -> None:
     if len(x) != len(y):
         raise ValueError(f"a curve needs as many places as values, not {len(x)} and {len(y)}")
 
@@ -179,7 +315,7 @@ def _new_figure(title: str) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 4.2))
+    figure = Figure(figsize=(6.4, 4.0))
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11)

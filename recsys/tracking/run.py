@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 import recsys
+from recsys.tracking.system import SystemSampler
 
 if TYPE_CHECKING:
     import polars as pl
@@ -55,7 +56,37 @@ KIND_TAG = "mlflow.experimentKind"
 KIND = "custom_model_development"
 TRAINING_VIEW = "workflowType=machine_learning"
 NOTE_TAG = "mlflow.note.content"
-EXPERIMENT_NOTE = "Runs of recsys: switch to *Model training* at the top left to see their table."
+EXPERIMENT_NOTE = """\
+Each run is judged beside baselines on the same questions. *Model training*, top left, shows the \
+table of runs; **recsys** among the *Views*, top right, its columns.
+
+* A run of **train** holds a model, one of **evaluate** the answers of a model or of another \
+system's lists, **compare** holds runs against each other question by question, **backtest** holds \
+trainings at several cuts in time.
+* A metric's name is *stage / protocol / metric*: numbers of different protocols, or of different \
+data sets, answer different questions. `headline` is the first model's main metric with its 95 % \
+interval, `against` how it stands against the strongest baseline; `versus/…` are the baselines' \
+own numbers.
+* On a run's page the description comes first; *Artifacts* hold `report.html`, `figures/`, one row \
+a question in `per_question/`, and the model.
+"""
+
+# What the UI calls a view: columns of the table of runs, kept in a tag of the experiment and named
+# in an address (seen in 3.17.2). Without that address each browser has its own columns.
+VIEW = "recsys"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+VIEW_COLUMNS = {  # in their order, with their widths in pixels
+    "attributes.`Run Name`": 300,
+    "runDateAndNestInfo": 130,
+    "tags.`headline`": 220,
+    "tags.`against`": 430,
+    "attributes.`Dataset`": 230,
+    "tags.`protocol`": 130,
+    "tags.`pipeline`": 80,
+    "duration": 80,
+}
+VIEW_METRICS = 4  # columns of metrics of their own, those of the newest protocols
+VIEW_METRIC_WIDTH = 110
 
 # MLflow's limits (mlflow.utils.validation). Beyond them it cuts values and only logs a warning.
 PARAM_VALUE_LIMIT = 6000
@@ -124,6 +155,8 @@ class TrackedRun:
         self._pending: list[Metric] = []
         self._last_flush = time.monotonic()
         self._finished = False
+        self._began: int = run.info.start_time
+        self._system: SystemSampler | None = None
 
     @classmethod
     def start(
@@ -140,6 +173,7 @@ class TrackedRun:
         description: str = "",
         parent_run_id: str | None = None,
         run_id: str | None = None,
+        system_metrics: bool = False,
     ) -> TrackedRun:
         """Opens a new run, or takes up an interrupted one.
 
@@ -158,6 +192,8 @@ class TrackedRun:
             run_id: an existing run to go on with. Its metrics stay and are continued (points that
                 come again with the same value are not doubled), its params stay too, as MLflow
                 never changes them: what differs now is kept in `resumed/N/`.
+            system_metrics: look at the machine's load and memory while the run is written, and keep
+                that as metrics over the seconds since it began.
 
         Raises:
             TrackingError: store out of reach or not one, experiment deleted, no such run.
@@ -186,6 +222,8 @@ class TrackedRun:
                     tracked._take_up(run, _flatten(params), config_yaml, all_tags)
             if description:
                 tracked.describe(description)
+            if system_metrics:
+                tracked._system = SystemSampler()
         except BaseException as error:
             tracked._finish_after(error)
             raise
@@ -233,12 +271,23 @@ class TrackedRun:
     def flush(self) -> None:
         """Sends the metrics that still wait."""
         self._last_flush = time.monotonic()
+        self._take_samples()
         while self._pending:
             batch = self._pending[:METRICS_A_BATCH]
             with _store_errors(self.uri, f"write metrics of run {self.run_id}"):
                 self._client.log_batch(self.run_id, metrics=batch)
             # Only now: a Ctrl-C above leaves them pending, and MLflow drops exact doubles.
             del self._pending[: len(batch)]
+
+    def _take_samples(self) -> None:
+        """What was seen of the machine joins the metrics that wait."""
+        from mlflow.entities import Metric
+
+        for sample in [] if self._system is None else self._system.taken():
+            second = max(sample.time - self._began, 0) // 1000
+            self._pending += [
+                Metric(name, value, sample.time, second) for name, value in sample.values.items()
+            ]
 
     def _points(self, name: str) -> set[tuple[int, str]]:
         """What the interrupted run has already reported of a metric."""
@@ -284,7 +333,8 @@ class TrackedRun:
         """Keeps a Matplotlib figure; the suffix of `name` (`.png`, `.svg`) decides the format."""
         buffer = io.BytesIO()
         suffix = PurePosixPath(name).suffix.lstrip(".")
-        figure.savefig(buffer, format=suffix, dpi=120, bbox_inches="tight")
+        # A description shows it, in a column of some 700 pixels on a usual screen.
+        figure.savefig(buffer, format=suffix, dpi=90, bbox_inches="tight")
         self._write_artifact(name, buffer.getbuffer())
 
     def _write_artifact(self, name: str, content: bytes | memoryview) -> None:
@@ -351,6 +401,23 @@ class TrackedRun:
             text = _clip(without_password(value), TAG_VALUE_LIMIT)
             self._client.set_tag(self.run_id, key, text)
 
+    def columns(self, metrics: Sequence[str]) -> None:
+        """Has the experiment's table of runs show these metrics beside what it shows of every run.
+
+        The columns of the newest protocols stay. A view that somebody changed in the UI is theirs.
+        Columns are no reason to fail: where the store does not take them, there are none.
+        """
+        doing = f"write the view of experiment {self.experiment_id}"
+        with suppress(TrackingError, OSError), _store_errors(self.uri, doing):
+            tags = self._client.get_experiment(self.experiment_id).tags
+            wanted = [f"metrics.`{name}`" for name in metrics]
+            shown = _columns_of(tags.get(VIEW_TAG))
+            if shown is None or all(column in shown for column in wanted):
+                return
+            known = [column for column in shown if column not in (*VIEW_COLUMNS, *wanted)]
+            newest = [*known, *wanted][-VIEW_METRICS:]
+            self._client.set_experiment_tag(self.experiment_id, VIEW_TAG, _view(newest))
+
     def _write_params(self, flat: Mapping[str, str]) -> None:
         """Writes flat params; what MLflow cannot hold goes whole into `params_long.json`."""
         from mlflow.entities import Param
@@ -413,6 +480,7 @@ class TrackedRun:
         if self._finished:
             return
         with _without_interrupts():
+            self._stop_sampling()
             self.flush()
             self._close(status)
 
@@ -426,6 +494,7 @@ class TrackedRun:
         trace = "".join(traceback.format_exception(error))
         with _without_interrupts():
             # Each on its own: on a full disk some of them may still succeed.
+            self._stop_sampling()
             for step in (
                 self.flush,
                 lambda: self.tag("error", f"{type(error).__name__}: {error}"[:1000]),
@@ -436,6 +505,10 @@ class TrackedRun:
                     step()
                 except (ValueError, OSError) as second:
                     error.add_note(f"(also, for run {self.run_id}: {second})")
+
+    def _stop_sampling(self) -> None:
+        if self._system is not None:
+            self._system.stop()
 
     def _close(self, status: Status) -> None:
         with _store_errors(self.uri, f"finish run {self.run_id}"):
@@ -539,12 +612,14 @@ class ExperimentInfo:
         experiment_id: MLflow's id of it.
         artifact_location: folder or address of its artifacts.
         creation_time: in milliseconds since 1970.
+        has_view: whether it says itself which columns its table of runs shows.
     """
 
     name: str
     experiment_id: str
     artifact_location: str
     creation_time: int | None
+    has_view: bool = False
 
 
 def find_experiment(uri: str, name: str) -> ExperimentInfo:
@@ -564,7 +639,11 @@ def find_experiment(uri: str, name: str) -> ExperimentInfo:
                 f"there are {', '.join(names)}" + "".join(f". Did you mean '{c}'?" for c in close)
             )
     return ExperimentInfo(
-        found.name, found.experiment_id, found.artifact_location, found.creation_time
+        found.name,
+        found.experiment_id,
+        found.artifact_location,
+        found.creation_time,
+        VIEW_TAG in found.tags,
     )
 
 
@@ -699,7 +778,9 @@ def _experiment_id(client: MlflowClient, uri: str, name: str, artifact_root: str
             location = f"{folder.rstrip('/')}/{_slug(name)}"
         try:
             created: str = client.create_experiment(
-                name, location, tags={KIND_TAG: KIND, NOTE_TAG: EXPERIMENT_NOTE}
+                name,
+                location,
+                tags={KIND_TAG: KIND, NOTE_TAG: EXPERIMENT_NOTE, VIEW_TAG: _view([])},
             )
             return created
         except MlflowException:  # another run may have made it at the same moment
@@ -716,8 +797,9 @@ def _experiment_id(client: MlflowClient, uri: str, name: str, artifact_root: str
             f"experiment {name!r} was made through an MLflow server, which alone can store its "
             "artifacts; give the server's address as tracking URI, or choose another name"
         )
-    if KIND_TAG not in found.tags:
-        client.set_experiment_tag(found.experiment_id, KIND_TAG, KIND)
+    for tag, value in ((KIND_TAG, KIND), (NOTE_TAG, EXPERIMENT_NOTE), (VIEW_TAG, _view([]))):
+        if tag not in found.tags:
+            client.set_experiment_tag(found.experiment_id, tag, value)
     experiment_id: str = found.experiment_id
     return experiment_id
 
@@ -785,6 +867,33 @@ def _name_runs(client: MlflowClient, wanted: str) -> str:
         for run in (list(shown.values()) or runs)[:3]
     )
     return f"did you mean {listed}?" if shown else f"the newest are {listed}; 'latest' works too"
+
+
+def _view(metrics: Sequence[str]) -> str:
+    """The tag that the UI reads a view from."""
+    at = int(time.time() * 1000)
+    widths = VIEW_COLUMNS | dict.fromkeys(metrics, VIEW_METRIC_WIDTH)
+    state = {
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "selectedColumns": list(widths),
+        "columnOrder": list(widths),
+        "columnWidths": widths,
+    }
+    return json.dumps({"name": VIEW, "createdAt": at, "updatedAt": at, "state": json.dumps(state)})
+
+
+def _columns_of(view: str | None) -> list[str] | None:
+    """The columns of a view as `_view` wrote it; None of one that somebody changed since."""
+    if view is None:
+        return []
+    try:
+        found = json.loads(view)
+        if found["updatedAt"] != found["createdAt"]:
+            return None
+        return list(json.loads(found["state"])["selectedColumns"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 # ---------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 
 from recsys.tracking.run import (
     TRAINING_VIEW,
+    VIEW,
     ExperimentInfo,
     TrackingError,
     is_server,
@@ -39,9 +40,10 @@ def run_link(address: str, experiment_id: str, run_id: str) -> str:
     return f"{address}/#/experiments/{experiment_id}/runs/{run_id}?{TRAINING_VIEW}"
 
 
-def runs_link(address: str, experiment_id: str) -> str:
-    """The address of an experiment's table of runs."""
-    return f"{address}/#/experiments/{experiment_id}/runs?{TRAINING_VIEW}"
+def runs_link(address: str, experiment: ExperimentInfo) -> str:
+    """The address of an experiment's table of runs, with the columns of its view if it has one."""
+    view = f"&viewStateShareKey={VIEW}" if experiment.has_view else ""
+    return f"{address}/#/experiments/{experiment.experiment_id}/runs?{TRAINING_VIEW}{view}"
 
 
 def find_ui(uri: str, experiment: ExperimentInfo, port: int) -> tuple[str | None, int]:

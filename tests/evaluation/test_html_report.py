@@ -4,10 +4,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from recsys.evaluation.html_report import Cell, intervals, page, paragraphs, table
+from recsys.evaluation.html_report import Cell, intervals, page, paragraphs, reliability, table
 from recsys.evaluation.intervals import Interval
 
-ALONE = {"meta", "line", "path", "circle", "rect", "br"}
+ALONE = {"meta", "line", "path", "polyline", "circle", "rect", "br"}
 
 
 class Reader(HTMLParser):
@@ -74,3 +74,21 @@ def test_every_interval_lies_inside_the_plot_and_in_order(zero):
 def test_one_interval_without_width_and_none_at_all_are_drawn():
     Reader(intervals([("A", Interval(0.5, 0.5, 0.5))], zero=False))
     Reader(intervals([], zero=True))
+
+
+def test_reliability_stands_where_its_numbers_say():
+    curves = {"as it is": ([0.0, 0.5], [0.25, 1.0]), "<isotonic>": ([0.2], [0.2])}
+    read = Reader(reliability(curves))
+    assert {"as it is", "<isotonic>", "probability given", "share clicked"} <= set(read.words)
+    # The first line is the diagonal, from nothing to certainty.
+    left, right, bottom, top = (read.numbers("line", name)[0] for name in ("x1", "x2", "y1", "y2"))
+    assert left < right and top < bottom and right - left == bottom - top
+    drawn = [value for tag, name, value in read.attributes if (tag, name) == ("polyline", "points")]
+    found = [
+        [
+            ((float(x) - left) / (right - left), (bottom - float(y)) / (bottom - top))
+            for x, y in (point.split(",") for point in points.split())
+        ]
+        for points in drawn
+    ]
+    assert found == [[(0.0, 0.25), (0.5, 1.0)], [(pytest.approx(0.2), pytest.approx(0.2))]]

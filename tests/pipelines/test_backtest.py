@@ -49,7 +49,7 @@ def test_each_window_has_a_model_trained_just_before(place: Place) -> None:
     )
     assert all(found["low"] <= found["high"] for found in second["beside"].values())
     assert set(second["beside"]) == {"Popularity", "Markov", "ItemKNN", "EASE", "iALS"}
-    assert (artifacts(place, result["run_id"]) / "staleness.png").stat().st_size > 0
+    assert (artifacts(place, result["run_id"]) / "figures/staleness.png").stat().st_size > 0
     with sqlite3.connect(place.home / "mlflow.db") as database:
         children = database.execute(
             "select count(*) from tags where key = 'mlflow.parentRunId' and value = ?",

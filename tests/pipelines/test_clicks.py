@@ -147,7 +147,7 @@ def test_the_report_holds_cohorts_audit_and_calibration(
             *("auc", "gauc", "logloss", "normalised_entropy"),
             *("calibration_error", "calibration_error_mass"),
         }
-    assert (folder / "calibration.png").stat().st_size > 0
+    assert (folder / "figures/reliability.png").stat().st_size > 0
     low, high = result["rows"][0]["intervals"]["test/clicks/auc"]
     assert low < result["rows"][0]["metrics"]["test/clicks/auc"] < high
     assert "split audit of clicks: " in printed and "calibration error " in printed

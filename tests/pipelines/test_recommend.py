@@ -135,8 +135,10 @@ def test_everybody_and_what_is_said(place: Place, recommend: Command) -> None:
     assert frame["model"].unique().to_list() == ["SASRec"]
     assert frame["protocol"].unique().to_list() == ["all-full-unseen"]
     assert frame.schema["score"] == pl.Float32 and frame.schema["user"] == pl.String
-    assert said.splitlines()[-1].startswith("200 rows for 40 people in ")
     result = json.loads((place.folder / "out/result.json").read_text())
+    counts, _, way = said.splitlines()[-3:]
+    assert counts.startswith("200 rows for 40 people in ")
+    assert way.endswith(f"-m pipelines.ui run={result['run_id']}")
     assert result["rows"][0]["metrics"] == {"people": 40, "lists_rows": 200, "parts_found": 0}
     assert not parts_folder(place.folder / "top.parquet").exists()
 

@@ -153,8 +153,8 @@ def test_the_run_holds_everything(trained: tuple[Place, dict[str, Any], str]) ->
         "val/loo-full-all/ndcg_10",
         "best_epoch",
         "best/val/loo-full-all/ndcg_10",
-        "baseline/EASE/val/loo-full-all/ndcg_10",
-        "baseline/EASE/test/loo-full-all/ndcg_10",
+        "versus/EASE/val/loo-full-all/ndcg_10",
+        "versus/EASE/test/loo-full-all/ndcg_10",
         "cost/seconds",
     }
     assert params["model.width"] == "8" and params["data.columns.order"] == "at"

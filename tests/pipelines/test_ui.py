@@ -96,7 +96,8 @@ def test_it_starts_and_opens_on_the_latest_run(looked_at: tuple[Place, UI, Track
     address = re.search(r"http://127\.0\.0\.1:\d+", started)
     assert address is not None and started.endswith("until Ctrl-C.\n")
     here = f"{address.group()}/#/experiments/{run.experiment_id}/runs"
-    assert table == f"All runs: {here}?workflowType=machine_learning\n"
+    view = "&viewStateShareKey=recsys"
+    assert table == f"All runs: {here}?workflowType=machine_learning{view}\n"
     assert latest == f"the second: {here}/{run.run_id}?workflowType=machine_learning\n"
     for _ in range(200):  # the browser is another process
         if (place.folder / "opened").exists():

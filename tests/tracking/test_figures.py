@@ -8,7 +8,15 @@ import math
 import numpy as np
 import pytest
 
-from recsys.tracking.figures import loss_curve, metric_curve, moving_average
+from recsys.tracking.figures import (
+    interval_points,
+    item_map,
+    loss_curve,
+    metric_curve,
+    moving_average,
+    principal_plane,
+    rank_curves,
+)
 
 
 def test_moving_average_is_unbiased_and_skips_what_is_not_a_number() -> None:
@@ -56,3 +64,64 @@ def test_places_and_values_must_match() -> None:
         metric_curve("m", [0, 1, 2], [0.1, 0.2])
     with pytest.raises(ValueError, match="not 1 and 2"):
         loss_curve([0], [0.1, 0.2])
+
+
+def test_interval_points_stand_beside_each_other() -> None:
+    groups = {
+        "SASRec": [(0.1, 0.2, 0.4), (0.3, 0.5, 0.6)],
+        "EASE": [(0.0, 0.1, 0.2), (0.1, 0.2, 0.3)],
+    }
+    (axes,) = interval_points("NDCG@10 by popularity", ["head", "tail"], groups).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["head", "tail"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(groups)
+    for container, (name, ends) in zip(axes.containers, groups.items(), strict=True):
+        points, _, (bars,) = container
+        assert container.get_label() == name
+        np.testing.assert_allclose(list(points.get_ydata()), [middle for _, middle, _ in ends])
+        drawn = [segment[:, 1].tolist() for segment in bars.get_segments()]
+        np.testing.assert_allclose(drawn, [(low, high) for low, _, high in ends])
+    ours, theirs = (container[0].get_xdata() for container in axes.containers)
+    assert all(abs(a - b) > 0.1 for a, b in zip(ours, theirs, strict=True))
+    with pytest.raises(ValueError, match="not 2 and 1"):
+        interval_points("m", ["head", "tail"], {"SASRec": [(0.1, 0.2, 0.4)]})
+
+
+def test_rank_curves_are_hit_rates_over_the_cut_off() -> None:
+    ranks = [3, 1, 0, 20]  # the third was missed
+    (axes,) = rank_curves("ranks", {"SASRec": ranks, "EASE": [0, 0, 0, 0]}).axes
+    line, nothing = axes.get_lines()
+    assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == [
+        (1, 0.25),
+        (3, 0.5),
+        (20, 0.75),
+    ]
+    assert len(nothing.get_xdata()) == 0
+    assert axes.get_xscale() == "log"
+
+
+def test_the_principal_plane_is_that_of_a_decomposition() -> None:
+    draw = np.random.Generator(np.random.PCG64(3))
+    vectors_VD = draw.normal(size=(50, 6)) * [5, 3, 1, 1, 0.5, 0.1] + 7
+    places_V2, shares = principal_plane(vectors_VD)
+    centred_VD = vectors_VD - vectors_VD.mean(0)
+    _, sizes, directions = np.linalg.svd(centred_VD, full_matrices=False)
+    np.testing.assert_allclose(np.abs(places_V2), np.abs(centred_VD @ directions[:2].T))
+    np.testing.assert_allclose(shares, (sizes**2 / (sizes**2).sum())[:2])
+    # The same picture whichever way the decomposition points.
+    mirrored, _ = principal_plane(vectors_VD[::-1])
+    np.testing.assert_allclose(mirrored[::-1], places_V2)
+    flat, shares = principal_plane(np.ones((4, 1)))
+    assert flat.shape == (4, 2) and not flat.any() and shares == (0, 0)
+
+
+def test_the_item_map_shows_popular_items_on_top_with_their_names() -> None:
+    vectors_VD = np.array([[0.0, 0], [1, 0], [2, 0], [0, 0.5]])
+    counts_V = np.array([5, 100, 0, 7])
+    axes, bar = item_map("items", vectors_VD, counts_V, {1: "Star Wars"}).axes
+    (points,) = axes.collections
+    assert points.get_array().tolist() == [1, 5, 7, 100]
+    places_V2, shares = principal_plane(vectors_VD)
+    np.testing.assert_allclose(points.get_offsets()[-1], places_V2[1])
+    (text,) = axes.texts
+    assert text.get_text() == "Star Wars" and tuple(text.xy) == tuple(places_V2[1])
+    assert f"{shares[0]:.0%}" in axes.get_xlabel() and bar.get_ylabel() == "training events"

@@ -22,6 +22,7 @@ from recsys.tracking.run import (
     TrackedRun,
     TrackingError,
     environment_tags,
+    find_experiment,
     load_run,
     local_store,
 )
@@ -89,6 +90,68 @@ def test_experiment_and_run_read_well(start: Start, root: Path) -> None:
     assert info.artifacts == root / "mlruns" / "my_exp_1" / run.run_id / "artifacts"
     experiment = run._client.get_experiment(run.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def columns_of(run: TrackedRun) -> list[str]:
+    """What the table of runs shows, as MLflow's page reads it."""
+    tags = run._client.get_experiment(run.experiment_id).tags
+    view = json.loads(tags["mlflow.sharedViewState.recsys"])
+    assert view["name"] == "recsys" and view["updatedAt"] == view["createdAt"] > 1e12
+    return json.loads(view["state"])["selectedColumns"]
+
+
+def test_the_table_of_runs_has_columns(start: Start) -> None:
+    with start() as run:
+        usual = columns_of(run)
+        assert {"attributes.`Dataset`", "tags.`headline`", "tags.`protocol`"} <= set(usual)
+        for protocol in range(5):
+            run.columns([f"test/{protocol}/ndcg_10"])
+        run.columns(["test/3/ndcg_10"])
+    newest = [f"metrics.`test/{protocol}/ndcg_10`" for protocol in (1, 2, 3, 4)]
+    assert columns_of(run) == [*usual, *newest]
+    experiment = run._client.get_experiment(run.experiment_id)
+    assert "A run of **train** holds a model" in experiment.tags["mlflow.note.content"]
+
+
+def test_what_somebody_made_of_the_experiment_stays(start: Start) -> None:
+    with start() as run:
+        pass
+    view = run._client.get_experiment(run.experiment_id).tags["mlflow.sharedViewState.recsys"]
+    changed = json.dumps({**json.loads(view), "updatedAt": 2e12})
+    for tag, value in (("sharedViewState.recsys", changed), ("note.content", "ours")):
+        run._client.set_experiment_tag(run.experiment_id, f"mlflow.{tag}", value)
+    with start() as run:
+        run.columns(["test/1/ndcg_10"])
+    tags = run._client.get_experiment(run.experiment_id).tags
+    assert tags["mlflow.sharedViewState.recsys"] == changed
+    assert tags["mlflow.note.content"] == "ours"
+    run._client.set_experiment_tag(run.experiment_id, "mlflow.sharedViewState.recsys", "no JSON")
+    with start() as run:
+        run.columns(["test/1/ndcg_10"])  # whatever it is, it is theirs
+
+
+def test_columns_that_cannot_be_written_fail_no_run(start: Start, monkeypatch) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def away(*_: object) -> None:
+        raise MlflowException("the store is away")
+
+    with start() as run:
+        monkeypatch.setattr(run._client, "get_experiment", away)
+        run.columns(["test/1/ndcg_10"])
+    assert load_run(run.uri, run.run_id).status == "FINISHED"
+
+
+def test_an_experiment_of_an_earlier_release_gets_what_it_lacks(start: Start) -> None:
+    with start() as run:
+        pass
+    for tag in ("sharedViewState.recsys", "note.content"):
+        run._client.delete_experiment_tag(run.experiment_id, f"mlflow.{tag}")
+    assert not find_experiment(run.uri, "recsys").has_view
+    with start() as run:
+        run.columns(["test/1/ndcg_10"])
+    assert columns_of(run)[-1] == "metrics.`test/1/ndcg_10`"
+    assert find_experiment(run.uri, "recsys").has_view
 
 
 def test_a_kind_somebody_chose_stays(start: Start) -> None:
