@@ -31,9 +31,10 @@ class MlflowServer:
 
     def start(self) -> None:
         artifacts = (self.folder / "artifacts").as_uri()
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        command += ["--port", str(self.port), "--workers", "1"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-            + ["--port", str(self.port), "--artifacts-destination", artifacts],
+            [*command, "--artifacts-destination", artifacts],
             cwd=self.folder,
             env={
                 **os.environ,

@@ -213,6 +213,11 @@ def is_waiting(outbox: Path, run: str) -> bool:
     return re.fullmatch(r"\w+", run) is not None and (outbox / run / "run.json").exists()
 
 
+def is_unknown(outbox: Path, run: str) -> bool:
+    """Whether a run waits of which no server knows."""
+    return is_waiting(outbox, run) and read_waiting(outbox / run).run_id is None
+
+
 def waiting_runs(outbox: Path) -> list[Path]:
     """The folders of all runs of which something waits."""
     return sorted(p.parent for p in outbox.glob("*/run.json") if not p.parent.name.startswith("."))

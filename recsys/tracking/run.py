@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 import recsys
-from recsys.tracking.outbox import Outbox, Waiting, is_waiting
+from recsys.tracking.outbox import Outbox, Waiting, is_unknown, is_waiting
 from recsys.tracking.processes import process_mark
 
 if TYPE_CHECKING:
@@ -223,6 +223,10 @@ class TrackedRun:
             tracked._wait_again()
         else:
             try:
+                if outbox is not None and is_unknown(outbox, parent_run_id or ""):
+                    raise OutOfReach(
+                        f"its parent {parent_run_id} waits for {without_password(uri)}"
+                    )
                 run = _run_of(client, start, artifact_root, run_id)
             except OutOfReach as error:
                 if outbox is None or run_id is not None:
@@ -954,7 +958,8 @@ def _store_errors(
         lines = reason.splitlines() or [type(error).__name__]
         where = without_password(uri)
         if is_server(uri):
-            raise _server_error(error, f"cannot {doing} in {where}", lines[0], seconds) from error
+            waited = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", seconds)
+            raise _server_error(error, f"cannot {doing} in {where}", lines[0], waited) from error
         if re.search(r"disk is full|disk I/O error|readonly database|unable to open", reason):
             message = f"cannot {doing} in {where}: {lines[0]}"
             raise OSError(errno.ENOSPC if "disk" in reason else errno.EACCES, message) from error
@@ -978,7 +983,7 @@ def _patience(seconds: int, retries: int) -> Iterator[None]:
 
 
 def _server_error(
-    error: BaseException, what: str, said: str, seconds: int
+    error: BaseException, what: str, said: str, seconds: int | str
 ) -> OutOfReach | Refused | TrackingError:
     """Whether a server is away, refuses, or is asked for something wrong."""
     import requests
