@@ -10,7 +10,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
 
 
 def free_port() -> int:
@@ -60,3 +64,28 @@ class MlflowServer:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+
+def held(address: str, run_id: str) -> dict[str, Any]:
+    """What a run holds on its server, seen from outside."""
+    client = MlflowClient(address)
+    run = client.get_run(run_id)
+
+    def files(folder: str | None = None) -> Iterator[tuple[str, bytes]]:
+        for entry in client.list_artifacts(run_id, folder):
+            if entry.is_dir:
+                yield from files(entry.path)
+            else:
+                yield entry.path, Path(client.download_artifacts(run_id, entry.path)).read_bytes()
+
+    return {
+        "status": run.info.status,
+        "params": run.data.params,
+        "tags": {k: v for k, v in run.data.tags.items() if k != "started_as"},
+        "metrics": {
+            name: sorted((p.step, repr(p.value)) for p in client.get_metric_history(run_id, name))
+            for name in run.data.metrics
+        },
+        "inputs": [repr(one.to_dictionary()) for one in run.inputs.dataset_inputs],
+        "artifacts": dict(files()),
+    }

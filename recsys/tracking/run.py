@@ -953,6 +953,10 @@ def _store_errors(
     try:
         with _patience(seconds, retries):
             yield
+    except ModuleNotFoundError as error:  # the driver of a database
+        raise TrackingError(
+            f"cannot {doing} in {without_password(uri)}: the package {error.name} is not installed"
+        ) from error
     except (MlflowException, SQLAlchemyError, RequestException) as error:
         reason = without_password(str(error).strip())
         lines = reason.splitlines() or [type(error).__name__]
@@ -994,7 +998,8 @@ def _server_error(
     while cause is not None:
         if isinstance(cause, requests.exceptions.SSLError):
             return TrackingError(f"{what}: its certificate is not trusted ({_clip(said, 400)})")
-        if isinstance(cause, requests.Timeout):
+        late = isinstance(cause, requests.ConnectionError) and "timed out" in str(cause)
+        if late or isinstance(cause, requests.Timeout):
             return OutOfReach(f"{what}: no answer in {seconds} s")
         if isinstance(cause, requests.exceptions.RetryError):
             found = re.search(r"too many (\d+) error", str(cause))
