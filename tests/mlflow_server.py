@@ -1,16 +1,19 @@
-"""A real `mlflow server` that a test starts, stops, and starts again."""
+"""A real `mlflow server` that a test starts, stops, and starts again; and one that is none."""
 
 from __future__ import annotations
 
+import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +92,30 @@ def held(address: str, run_id: str) -> dict[str, Any]:
         "inputs": [repr(one.to_dictionary()) for one in run.inputs.dataset_inputs],
         "artifacts": dict(files()),
     }
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    """Says the same to everything."""
+
+    status, body = 200, b""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_POST = do_PUT = do_PATCH = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def answering(status: int, body: bytes = b"") -> Iterator[str]:
+    handler = type("Fixed", (Answer,), {"status": status, "body": body})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()

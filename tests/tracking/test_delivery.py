@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
 import itertools
 import json
 import math
@@ -11,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +26,7 @@ from recsys.tracking.delivery import close_abandoned, deliver
 from recsys.tracking.outbox import InUse, Outbox, OutboxError, delivered_as, is_waiting
 from recsys.tracking.processes import is_gone, process_mark
 from recsys.tracking.run import OutOfReach, Refused, TrackedRun, TrackingError, environment_tags
+from tests.mlflow_server import answering
 
 Start = Callable[..., TrackedRun]
 LOCAL_FOLDER = tracking._local_folder
@@ -326,33 +325,6 @@ def test_a_run_that_was_deleted_meanwhile(start: Start, root: Path, remote: None
 
 
 # -- servers that are away, and servers that refuse
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    """Says the same to everything."""
-
-    status, body = 200, b""
-
-    def do_GET(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.send_response(self.status)
-        self.send_header("Content-Length", str(len(self.body)))
-        self.end_headers()
-        self.wfile.write(self.body)
-
-    do_POST = do_PUT = do_PATCH = do_GET
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def answering(status: int, body: bytes = b"") -> Iterator[str]:
-    handler = type("Fixed", (Answer,), {"status": status, "body": body})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 520])
