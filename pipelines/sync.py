@@ -91,7 +91,7 @@ def deliver_all(
     """
     from recsys.tracking.delivery import deliver
     from recsys.tracking.outbox import InUse
-    from recsys.tracking.run import OutOfReach, without_password
+    from recsys.tracking.run import OutOfReach, server_name
 
     arrived: list[tuple[str, str]] = []
     away: set[str] = set()
@@ -99,7 +99,7 @@ def deliver_all(
     for folder, what in waiting:
         name = f"{folder.name} ({what.name})"
         uri = config.tracking.uri or what.uri
-        elsewhere = without_password(uri) != what.uri
+        elsewhere = server_name(uri) != what.uri
         if elsewhere and config.run is None:
             print(f"left {name}: it waits for {what.uri}")
             continue

@@ -30,7 +30,7 @@ from recsys.tracking.run import (
     _store_errors,
     perform,
     send_file,
-    without_password,
+    server_name,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def deliver(folder: Path, uri: str) -> Delivered:
     """
     with Outbox(folder) as outbox:
         waiting = outbox.waiting
-        if waiting.run_id is not None and without_password(uri) != waiting.uri:
+        if waiting.run_id is not None and server_name(uri) != waiting.uri:
             raise OutboxError(
                 f"run {waiting.run_id} was begun on {waiting.uri} and can only be delivered there"
             )
@@ -85,7 +85,7 @@ def deliver(folder: Path, uri: str) -> Delivered:
         client = _open_client(uri)
         if waiting.run_id is None:
             found = _run_on_server(client, uri, outbox)
-            outbox.note(run_id=found, uri=without_password(uri))
+            outbox.note(run_id=found, uri=server_name(uri))
         run_id = outbox.waiting.run_id
         assert run_id is not None
         with _store_errors(uri, f"deliver run {run_id}"):

@@ -463,13 +463,13 @@ class TrackedRun:
             for key, value in tags.items()
             if before.get(key, value) != value
         }
+        tags["resumed"] = str(times)
         self.artifact_json(
             f"resumed/{times}/changes.json",
             {"status_before": status, "params": changed, "tags": tag_changes},
         )
         self.artifact_text(f"resumed/{times}/config.yaml", self._start.config_yaml)
         # Whose process it is before that it runs: nobody shall close it for the old one's sake.
-        tags["resumed"] = str(times)
         for key, value in tags.items():
             if before.get(key) != value:
                 self._set_tag(key, value)
@@ -517,7 +517,7 @@ class TrackedRun:
         self._outbox = Outbox.create(
             start.outbox / self.run_id,
             Waiting(
-                uri=without_password(self.uri),
+                uri=server_name(self.uri),
                 experiment=start.experiment,
                 name=start.name,
                 start_time=start.time,
@@ -538,14 +538,14 @@ class TrackedRun:
         assert self._start.outbox is not None
         outbox = Outbox(self._start.outbox / self.run_id)
         waiting = outbox.waiting
-        if waiting.uri != without_password(self.uri):
+        if waiting.uri != server_name(self.uri):
             if waiting.run_id is not None:
                 outbox.close()
                 raise TrackingError(
                     f"run {self.run_id} ('{waiting.name}') waits for {waiting.uri}, which knows "
-                    f"its beginning, not for {without_password(self.uri)}"
+                    f"its beginning, not for {server_name(self.uri)}"
                 )
-            outbox.note(uri=without_password(self.uri))
+            outbox.note(uri=server_name(self.uri))
         self._outbox = outbox
         self._start.say(f"run {self.run_id} waits in {outbox.folder}, and goes on there")
 
@@ -1196,6 +1196,11 @@ def _clip(text: str, limit: int) -> str:
 def without_password(text: str) -> str:
     """`scheme://user:password@host` without the password."""
     return _PASSWORD.sub(r"\1:***@", str(text))
+
+
+def server_name(uri: str) -> str:
+    """The address of a server as it is kept and compared: without password."""
+    return without_password(uri).rstrip("/")
 
 
 def _local_folder(artifact_uri: str) -> Path | None:

@@ -250,6 +250,32 @@ def test_a_waiting_run_is_resumed_where_it_waits(start: Start, root: Path, remot
     assert changes["params"] == {"resume": {"from": "null", "to": run.run_id}}
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 6, 7])
+def test_a_run_that_is_resumed_and_loses_its_server(
+    start: Start, root: Path, remote: None, count: int
+) -> None:
+    quiet: dict[str, Any] = {"outbox": root / "o", "say": lambda _: None, "params": PARAMS}
+    run = start(**quiet)
+    for step in range(5):
+        run.metrics({"train/loss": step / 7}, step)
+    run.flush()  # and its process is killed
+    reads = [(tracking, "_reported"), *WRITERS]
+    with (
+        away(count, False, OutOfReach("no answer"), reads) as failing,
+        start(run_id=run.run_id, **quiet) as again,
+    ):
+        for step in range(3, 7):
+            again.metrics({"train/loss": step / 7}, step)
+    assert failing.calls == count
+    with start(run_id=run.run_id, **quiet) as again:
+        again.metrics({"train/loss": 1.0}, 7)
+    deliver(root / "o" / run.run_id, run.uri)
+    found = everything(run.uri, "recsys")
+    assert found["metrics"]["train/loss"] == [(step, repr(step / 7)) for step in range(8)]
+    assert (found["status"], found["tags"]["resumed"]) == ("FINISHED", "2")
+    assert {"resumed/1/changes.json", "resumed/2/config.yaml"} <= found["artifacts"].keys()
+
+
 def test_a_waiting_run_whose_process_is_gone_is_delivered_as_killed(
     start: Start, root: Path, remote: None
 ) -> None:
