@@ -29,6 +29,9 @@ from tests.mlflow_server import MlflowServer, answering, held
 from tests.pipelines.conftest import Place
 from tests.pipelines.test_train import SMALL, write_log
 
+# The story starts a server twice and trains five times: minutes on a machine that has other work.
+pytestmark = pytest.mark.timeout(900)
+
 SETTINGS = [*SMALL, "evaluation.baselines=false"]
 # What differs between two runs of the same: their process, their clock, their result's name.
 OWN_TAGS = ("pid", "process", "command", "mlflow.")
