@@ -997,7 +997,7 @@ def _server_error(
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, requests.exceptions.SSLError):
-            return TrackingError(f"{what}: its certificate is not trusted ({_clip(said, 400)})")
+            return TrackingError(f"{what}: no encrypted connection ({_clip(said, 400)})")
         late = isinstance(cause, requests.ConnectionError) and "timed out" in str(cause)
         if late or isinstance(cause, requests.Timeout):
             return OutOfReach(f"{what}: no answer in {seconds} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import math
@@ -23,7 +24,14 @@ from mlflow import MlflowClient
 from recsys.tracking import delivery
 from recsys.tracking import run as tracking
 from recsys.tracking.delivery import close_abandoned, deliver
-from recsys.tracking.outbox import InUse, Outbox, OutboxError, delivered_as, is_waiting
+from recsys.tracking.outbox import (
+    InUse,
+    Outbox,
+    OutboxError,
+    delivered_as,
+    is_waiting,
+    read_waiting,
+)
 from recsys.tracking.processes import is_gone, process_mark
 from recsys.tracking.run import OutOfReach, Refused, TrackedRun, TrackingError, environment_tags
 from tests.mlflow_server import answering
@@ -82,10 +90,12 @@ class Away:
     def __init__(self, count: int, after: bool, error: BaseException) -> None:
         self.count, self.after, self.error = count, after, error
         self.calls = 0
+        self.failed = ""
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **named: Any) -> Any:
             self.calls += 1
+            self.failed = function.__name__
             if self.calls > self.count or (self.calls == self.count and not self.after):
                 raise self.error
             result = function(*arguments, **named)
@@ -206,6 +216,8 @@ def test_a_delivery_that_breaks_off_anywhere(
             deliver(folder, run.uri)
         if failing.calls < count:
             break
+        if failing.failed in ("perform", "send_file"):
+            assert read_waiting(folder).run_id is not None  # kept as soon as it was known
         if is_waiting(root / "o", run.run_id):
             deliver(folder, run.uri)
         assert everything(run.uri, experiment) == undisturbed
@@ -401,6 +413,18 @@ def test_a_server_that_refuses_is_an_error(
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
     assert "//me:***@" in str(caught.value)
     assert not (root / "o").exists()
+
+
+def test_an_address_that_is_not_encrypted(start: Start, root: Path) -> None:
+    with answering(200) as uri, pytest.raises(TrackingError, match="no encrypted connection"):
+        start(uri=uri.replace("http:", "https:"), outbox=root / "o")
+    assert not (root / "o").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("MySQLdb") is not None, reason="has the driver")
+def test_a_database_whose_driver_is_missing(start: Start) -> None:
+    with pytest.raises(TrackingError, match=r"in mysql://me:\*\*\*@.*package MySQLdb is not inst"):
+        start(uri="mysql://me:secret@127.0.0.1/runs")
 
 
 def test_a_login_that_lapses_in_the_middle_costs_nothing(
