@@ -22,9 +22,8 @@ from pipelines.checking import ConfigError
 from pipelines.entry import main
 from pipelines.examining import metric_title
 from pipelines.judging import file_name, interval_text, say, share
-from pipelines.paths import tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
-from pipelines.runs import start_run
+from pipelines.runs import find_run, start_run
 from pipelines.schemas import CompareConfig
 from pipelines.story import link, markdown_table, plain
 from pipelines.ui import how_to_open
@@ -45,10 +44,8 @@ def run(config: CompareConfig) -> None:
     check_result_path(config.result)
     check(config)
     from recsys.evaluation.compare import compare
-    from recsys.tracking.run import load_run
 
-    uri = config.tracking.uri or tracking_uri()
-    infos = [load_run(uri, name) for name in config.runs]
+    infos = [find_run(name, config.tracking.uri) for name in config.runs]
     if len({info.run_id for info in infos}) < len(infos):
         raise ConfigError(f"runs={config.runs} names a run twice")
     reference, others, legend = gather(infos, config.baselines)

@@ -47,9 +47,9 @@ from pipelines.judging import (
     split_counts,
     table,
 )
-from pipelines.paths import cache_dir, tracking_uri
+from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, write_result
-from pipelines.runs import name_dataset, report_rows, start_run, trained_run
+from pipelines.runs import find_run, name_dataset, report_rows, start_run, trained_run
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
@@ -74,9 +74,7 @@ def implied(overrides: list[str]) -> list[str]:
         return []
     import yaml
 
-    from recsys.tracking.run import load_run
-
-    info = load_run(given.get("tracking.uri") or tracking_uri(), given["run"])
+    info = find_run(given["run"], given.get("tracking.uri"))
     if info.tags.get("pipeline") != "train":
         return []  # refused later on
     trained = yaml.safe_load(info.artifact("config.yaml").read_text(encoding="utf-8"))

@@ -33,6 +33,11 @@ def cache_dir() -> Path:
     return root() / "data" / "cache"
 
 
+def outbox_dir() -> Path:
+    """What waits until its tracking server can be reached."""
+    return cache_dir() / "outbox"
+
+
 def tracking_uri() -> str:
     """The MLflow store used when `tracking.uri` is null."""
     return f"sqlite:///{root() / 'mlflow.db'}"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.checking import ConfigError, build
 from pipelines.entry import as_yaml
-from pipelines.judging import file_name
-from pipelines.paths import artifact_root, tracking_uri
+from pipelines.judging import file_name, say
+from pipelines.paths import artifact_root, outbox_dir, tracking_uri
 from pipelines.result import without_nan
 from pipelines.schemas import DataConfig, TrackingConfig, TrainConfig
 
@@ -64,6 +64,34 @@ def start_run(
         system_metrics=config.tracking.system_metrics,
         parent_run_id=parent,
         run_id=run_id,
+        outbox=outbox_dir(),
+        say=say,
+    )
+
+
+def find_run(run: str, uri: str | None, *, waiting_too: bool = False) -> RunInfo:
+    """A tracked run.
+
+    Args:
+        run: its id, also one it had while it waited in the outbox, or "latest".
+        uri: `tracking.uri`, null for the default store.
+        waiting_too: whether one that waits will do. It has its settings and what else waits.
+
+    Raises:
+        ValueError: no such run, or one that waits.
+    """
+    from recsys.tracking.outbox import delivered_as, is_waiting, read_waiting
+    from recsys.tracking.run import load_run, load_waiting
+
+    if not is_waiting(outbox_dir(), run):
+        return load_run(uri or tracking_uri(), delivered_as(outbox_dir(), run))
+    folder = outbox_dir() / run
+    if waiting_too:
+        return load_waiting(folder)
+    waiting = read_waiting(folder)
+    raise ConfigError(
+        f"run {run} ('{waiting.name}') waits in {folder} until {waiting.uri} can be reached: "
+        "deliver it with python -m pipelines.sync"
     )
 
 
@@ -109,9 +137,7 @@ def trained_run(run: str, tracking: TrackingConfig) -> tuple[RunInfo, TrainConfi
     """
     import yaml
 
-    from recsys.tracking.run import load_run
-
-    info = load_run(tracking.uri or tracking_uri(), run)
+    info = find_run(run, tracking.uri)
     if info.tags.get("pipeline") != "train":
         raise ConfigError(
             f"run={run}: '{info.name}' is a run of {info.tags.get('pipeline')}, which holds "

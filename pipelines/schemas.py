@@ -856,6 +856,27 @@ class RecommendConfig:
 
 
 @dataclass(frozen=True)
+class ServerConfig:
+    """A tracking server or database, whatever its experiments."""
+
+    uri: str | None
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    """Settings of `python -m pipelines.sync`.
+
+    Attributes:
+        run: deliver only this one, also to another server than the one it waits for; null: all.
+        tracking.uri: only what waits for this server, and only its runs are closed; null: all
+            servers that something waits for, and the default store.
+    """
+
+    run: str | None
+    tracking: ServerConfig
+
+
+@dataclass(frozen=True)
 class UIConfig:
     """Settings of `python -m pipelines.ui`.
 

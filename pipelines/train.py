@@ -63,9 +63,9 @@ from pipelines.judging import (
     split_counts,
     table,
 )
-from pipelines.paths import cache_dir, tracking_uri
+from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, peak_memory_gb, write_result
-from pipelines.runs import name_dataset, report_rows, start_run
+from pipelines.runs import find_run, name_dataset, report_rows, start_run
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
@@ -422,9 +422,7 @@ def find_checkpoint(config: TrainConfig) -> tuple[str | None, Path]:
         return None, path
     if path.suffix or path.parent != Path():
         raise ConfigError(f"resume={config.resume}: there is no such file")
-    from recsys.tracking.run import load_run
-
-    info = load_run(config.tracking.uri or tracking_uri(), config.resume)
+    info = find_run(config.resume, config.tracking.uri, waiting_too=True)
     checkpoint = run_folder(info.run_id) / "last.ckpt"
     if not checkpoint.exists():
         raise ConfigError(
@@ -446,9 +444,7 @@ def settings_of(run_id: str, config: TrainConfig) -> TrainConfig:
     """
     import yaml
 
-    from recsys.tracking.run import load_run
-
-    info = load_run(config.tracking.uri or tracking_uri(), run_id)
+    info = find_run(run_id, config.tracking.uri, waiting_too=True)
     text = info.artifact("config.yaml").read_text(encoding="utf-8")
     own = build(TrainConfig, yaml.safe_load(text), lambda key: f" in config.yaml of run {run_id}")
     given, plain = flat(asdict(config)), flat(asdict(compose("train", TrainConfig)))

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from pipelines.checking import ConfigError
 from pipelines.entry import main
-from pipelines.paths import tracking_uri
+from pipelines.paths import outbox_dir, tracking_uri
 from pipelines.schemas import UIConfig
 
 
@@ -31,6 +31,7 @@ def run(config: UIConfig) -> int:
     """Find or start the UI, print where to look, wait."""
     if not 1 <= config.port <= 65535:
         raise ConfigError(f"port={config.port} is no port: 1 to 65535")
+    from pipelines.runs import find_run
     from recsys.tracking.run import find_experiment, latest_run_id, load_run
     from recsys.tracking.ui import find_ui, run_link, runs_link, started_ui
 
@@ -40,7 +41,8 @@ def run(config: UIConfig) -> int:
         experiment = find_experiment(uri, config.tracking.experiment)
         run_id = run_id and latest_run_id(uri, experiment)
     else:  # an unknown run is said here, and not by an empty page
-        experiment = find_experiment(uri, load_run(uri, run_id).experiment)
+        asked = find_run(run_id, config.tracking.uri)
+        run_id, experiment = asked.run_id, find_experiment(uri, asked.experiment)
 
     def show(address: str) -> None:
         table = runs_link(address, experiment)
@@ -82,15 +84,19 @@ def open_page(address: str) -> None:
 
 
 def how_to_open(run_id: str, uri: str | None) -> str:
-    """The command that shows a run, as it can be typed here.
+    """The command that shows a run, as it can be typed here; of one that waits, that delivers it.
 
     Args:
         run_id: MLflow's id.
         uri: `tracking.uri`, null for the default store.
     """
+    from recsys.tracking.outbox import is_waiting
     from recsys.tracking.run import without_password
 
     where = [] if uri is None else [f"tracking.uri={without_password(uri)}"]
+    if is_waiting(outbox_dir(), run_id):
+        deliver = as_typed("sync", *where)
+        return f"its results wait on this machine; once the server can be reached: {deliver}"
     return as_typed("ui", f"run={run_id}", *where)
 
 

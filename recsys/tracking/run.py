@@ -6,6 +6,10 @@ and `--help` or a cached ingest must not pay for it.
 Training reports through a small protocol (metrics by name and step); `TrackedRun` fulfils it.
 Nothing here knows what a model or a config is: parameters come as nested plain values, artifacts
 as text, JSON values, Polars frames, figures or files.
+
+What a run says is a row of operations. They go to the store one by one, or, from the moment a
+server is out of reach, into the outbox on this disk (`outbox.py`), from where `delivery.py` sends
+the same operations.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -39,13 +44,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 import recsys
+from recsys.tracking.outbox import Outbox, Waiting, is_unknown, is_waiting
+from recsys.tracking.processes import process_mark
 from recsys.tracking.system import SystemSampler
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment, Metric, Run
+    from mlflow.entities import Experiment, Run
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -87,6 +94,10 @@ VIEW_COLUMNS = {  # in their order, with their widths in pixels
 }
 VIEW_METRICS = 4  # columns of metrics of their own, those of the newest protocols
 VIEW_METRIC_WIDTH = 110
+PARENT_TAG = "mlflow.parentRunId"
+# By it a run is found again whose server went away before it could say the id.
+STARTED_AS_TAG = "started_as"
+CLOSED_TAG = "closed"
 
 # MLflow's limits (mlflow.utils.validation). Beyond them it cuts values and only logs a warning.
 PARAM_VALUE_LIMIT = 6000
@@ -98,6 +109,11 @@ METRICS_A_BATCH = 1000
 FLUSH_AFTER_METRICS = 500
 FLUSH_AFTER_SECONDS = 2.0
 
+# How long a server may take to answer. MLflow's own patience, 120 seconds and seven retries with
+# growing pauses, is four minutes of silence on a wrong address, and of standstill in training.
+SECONDS_TO_ANSWER = 10
+SECONDS_TO_ANSWER_A_FILE = 120  # which it passes on before it answers
+
 _NAME = re.compile(r"[/\w.\- :]+")
 _PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
 _PACKAGES = ("torch", "pytorch-lightning", "polars", "numpy", "mlflow")
@@ -105,6 +121,14 @@ _PACKAGES = ("torch", "pytorch-lightning", "polars", "numpy", "mlflow")
 
 class TrackingError(ValueError):
     """A run, store or name that MLflow cannot serve, said so that one can act on it."""
+
+
+class OutOfReach(TrackingError):
+    """A server that does not answer, or that answers that it cannot at the moment."""
+
+
+class Refused(TrackingError):
+    """A server that does not take this user's word."""
 
 
 def local_store(root: Path) -> tuple[str, str]:
@@ -137,25 +161,30 @@ class TrackedRun:
     exception (whose traceback becomes the artifact `error.txt`). Metrics are sent in batches, at
     the latest after two seconds, and whole when the block is left.
 
+    A server that goes away takes nothing with it: from then on the run is kept in the outbox.
+
     Attributes:
-        run_id: MLflow's id of the run.
-        experiment_id: MLflow's id of the experiment.
+        run_id: MLflow's id of the run; a provisional one where no server could be asked for one.
+        experiment_id: MLflow's id of the experiment; "" with a provisional `run_id`.
         uri: the store.
     """
 
-    def __init__(self, client: MlflowClient, run: Run, uri: str, resumed: bool) -> None:
+    def __init__(self, client: MlflowClient, run: Run | None, start: _Start) -> None:
         """Use `TrackedRun.start`."""
-        self.run_id: str = run.info.run_id
-        self.experiment_id: str = run.info.experiment_id
-        self.uri = uri
+        self.run_id: str = start.key if run is None else run.info.run_id
+        self.experiment_id: str = "" if run is None else run.info.experiment_id
+        self.uri = start.uri
         self._client = client
-        self._local_artifacts = _local_folder(run.info.artifact_uri)
-        self._resumed = resumed
+        self._start = start
+        self._local_artifacts = None if run is None else _local_folder(run.info.artifact_uri)
+        self._outbox: Outbox | None = None
+        self._params: dict[str, str] = {}
+        self._resumed = 0
         self._history: dict[str, set[tuple[int, str]]] = {}
-        self._pending: list[Metric] = []
+        self._pending: list[tuple[str, float, int, int]] = []
         self._last_flush = time.monotonic()
         self._finished = False
-        self._began: int = run.info.start_time
+        self._began: int = start.time if run is None else run.info.start_time
         self._system: SystemSampler | None = None
 
     @classmethod
@@ -174,6 +203,8 @@ class TrackedRun:
         parent_run_id: str | None = None,
         run_id: str | None = None,
         system_metrics: bool = False,
+        outbox: Path | None = None,
+        say: Callable[[str], None] = print,
     ) -> TrackedRun:
         """Opens a new run, or takes up an interrupted one.
 
@@ -191,35 +222,61 @@ class TrackedRun:
             parent_run_id: shows the run below another one.
             run_id: an existing run to go on with. Its metrics stay and are continued (points that
                 come again with the same value are not doubled), its params stay too, as MLflow
-                never changes them: what differs now is kept in `resumed/N/`.
+                never changes them: what differs now is kept in `resumed/N/`. A run that waits in
+                the outbox goes on there.
             system_metrics: look at the machine's load and memory while the run is written, and keep
                 that as metrics over the seconds since it began.
+            outbox: folder of what waits while a server is out of reach; None: that is an error.
+            say: tells, in one line and once, that the run waits.
 
         Raises:
-            TrackingError: store out of reach or not one, experiment deleted, no such run.
+            TrackingError: store out of reach (and no outbox, or a run that only the server knows)
+                or not one, experiment deleted, no such run.
             OSError: the store cannot be written (full disk, no permission).
         """
+        all_tags = {
+            key: _clip(without_password(value), TAG_VALUE_LIMIT)
+            for key, value in {**tags, "pipeline": pipeline}.items()
+        }
+        if parent_run_id is not None:
+            all_tags[PARENT_TAG] = parent_run_id
+        start = _Start(
+            uuid.uuid4().hex if run_id is None else run_id,
+            uri,
+            experiment,
+            run_name,
+            int(time.time() * 1000),
+            all_tags,
+            without_password(config_yaml),
+            outbox,
+            say,
+        )
         client = _open_client(uri)
-        with _store_errors(uri, f"start a run in experiment {experiment!r}"):
-            all_tags = {
-                key: _clip(without_password(value), TAG_VALUE_LIMIT)
-                for key, value in {**tags, "pipeline": pipeline}.items()
-            }
-            if parent_run_id is not None:
-                all_tags["mlflow.parentRunId"] = parent_run_id
-            if run_id is not None:
-                run = _get_run(client, uri, run_id)
-            else:
-                experiment_id = _experiment_id(client, uri, experiment, artifact_root)
-                run = client.create_run(experiment_id, run_name=run_name, tags=all_tags)
-        tracked = cls(client, run, uri, resumed=run_id is not None)
+        run: Run | None = None
+        away: TrackingError | None = None
+        if outbox is not None and run_id is not None and is_waiting(outbox, run_id):
+            tracked = cls(client, None, start)
+            tracked._wait_again()
+        else:
+            try:
+                if outbox is not None and is_unknown(outbox, parent_run_id or ""):
+                    raise OutOfReach(
+                        f"its parent {parent_run_id} waits for {without_password(uri)}"
+                    )
+                run = _run_of(client, start, artifact_root, run_id)
+            except OutOfReach as error:
+                if outbox is None or run_id is not None:
+                    raise
+                away = error
+            tracked = cls(client, run, start)
         try:
-            with _store_errors(uri, f"write run {tracked.run_id}"):
-                if run_id is None:
-                    tracked._write_params(_flatten(params))
-                    tracked.artifact_text("config.yaml", without_password(config_yaml))
-                else:
-                    tracked._take_up(run, _flatten(params), config_yaml, all_tags)
+            if away is not None:
+                tracked._begin_to_wait(away)
+            if run_id is None:
+                tracked._write_params(_flatten(params))
+                tracked.artifact_text("config.yaml", start.config_yaml)
+            else:
+                tracked._take_up(run, _flatten(params))
             if description:
                 tracked.describe(description)
             if system_metrics:
@@ -255,15 +312,13 @@ class TrackedRun:
         Raises:
             TrackingError: a name that MLflow refuses.
         """
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
         for name, value in values.items():
             _check_name(name, "metric")
             point = (int(step), _same(float(value)))
             if self._resumed and point in self._points(name):
                 continue
-            self._pending.append(Metric(name, float(value), now, int(step)))
+            self._pending.append((name, float(value), now, int(step)))
         late = time.monotonic() - self._last_flush > FLUSH_AFTER_SECONDS
         if late or len(self._pending) >= FLUSH_AFTER_METRICS:
             self.flush()
@@ -274,27 +329,31 @@ class TrackedRun:
         self._take_samples()
         while self._pending:
             batch = self._pending[:METRICS_A_BATCH]
-            with _store_errors(self.uri, f"write metrics of run {self.run_id}"):
-                self._client.log_batch(self.run_id, metrics=batch)
+            operation: dict[str, Any] = {"do": "metrics", "points": batch}
+            if self._resumed:
+                operation["resumed"] = self._resumed
+            self._send(operation, f"write metrics of run {self.run_id}")
             # Only now: a Ctrl-C above leaves them pending, and MLflow drops exact doubles.
             del self._pending[: len(batch)]
 
     def _take_samples(self) -> None:
         """What was seen of the machine joins the metrics that wait."""
-        from mlflow.entities import Metric
-
         for sample in [] if self._system is None else self._system.taken():
             second = max(sample.time - self._began, 0) // 1000
             self._pending += [
-                Metric(name, value, sample.time, second) for name, value in sample.values.items()
+                (name, value, sample.time, second) for name, value in sample.values.items()
             ]
 
     def _points(self, name: str) -> set[tuple[int, str]]:
         """What the interrupted run has already reported of a metric."""
         if name not in self._history:
-            with _store_errors(self.uri, f"read metric {name!r} of run {self.run_id}"):
-                past = self._client.get_metric_history(self.run_id, name)
-            self._history[name] = {(point.step, _same(point.value)) for point in past}
+            if self._outbox is not None:
+                return set()  # looked up when it is delivered
+            try:
+                self._history[name] = _reported(self._client, self.uri, self.run_id, name)
+            except (OutOfReach, Refused) as away:
+                self._begin_to_wait(away)
+                return set()
         return self._history[name]
 
     # -- artifacts
@@ -326,8 +385,7 @@ class TrackedRun:
         if self._local_artifacts is not None:
             _copy_whole(local_path, self._local_artifacts / name)
         else:
-            with _store_errors(self.uri, f"send artifact {name!r}"):
-                self._client.log_artifact(self.run_id, str(local_path), folder or None)
+            self._send_file(name, local_path)
 
     def figure(self, name: str, figure: Figure) -> None:
         """Keeps a Matplotlib figure; the suffix of `name` (`.png`, `.svg`) decides the format."""
@@ -345,9 +403,7 @@ class TrackedRun:
         with tempfile.TemporaryDirectory() as aside:
             path = Path(aside) / PurePosixPath(name).name
             path.write_bytes(content)
-            folder = PurePosixPath(name).parent.as_posix()
-            with _store_errors(self.uri, f"send artifact {name!r}"):
-                self._client.log_artifact(self.run_id, str(path), None if folder == "." else folder)
+            self._send_file(name, path)
 
     # -- what the run is about
 
@@ -372,23 +428,22 @@ class TrackedRun:
             columns: name → type of its columns.
             context: what it was used for, shown beside the name.
         """
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         source = without_password(source)
         remote = source.startswith(("http://", "https://"))
         schema = [{"type": kind, "name": column} for column, kind in (columns or {}).items()]
-        entity = Dataset(
-            name=name,
-            digest=digest[:12],
-            source_type="http" if remote else "local",
-            source=json.dumps({"url" if remote else "uri": source}),
-            schema=json.dumps({"mlflow_colspec": schema}) if schema else None,
-            profile=json.dumps({**profile, "fingerprint": digest}, default=str),
+        dataset = {
+            "name": name,
+            "digest": digest[:12],
+            "source_type": "http" if remote else "local",
+            "source": json.dumps({"url" if remote else "uri": source}),
+            "schema": json.dumps({"mlflow_colspec": schema}) if schema else None,
+            "profile": json.dumps({**profile, "fingerprint": digest}, default=str),
+        }
+        self._send(
+            {"do": "dataset", "dataset": dataset, "context": context},
+            f"write the data set of run {self.run_id}",
         )
-        with _store_errors(self.uri, f"write the data set of run {self.run_id}"):
-            label = InputTag("mlflow.data.context", context)
-            self._client.log_inputs(self.run_id, [DatasetInput(entity, [label])])
-            self._client.set_tag(self.run_id, f"dataset.{_legal(name)}", digest)
+        self._set_tag(f"dataset.{_legal(name)}", digest)
 
     def describe(self, markdown: str) -> None:
         """Sets the description on top of the run's page."""
@@ -397,9 +452,11 @@ class TrackedRun:
     def tag(self, key: str, value: str) -> None:
         """Sets or changes a tag. A value beyond MLflow's 8,000 characters ends in `…`."""
         _check_name(key, "tag")
-        with _store_errors(self.uri, f"write tag {key!r} of run {self.run_id}"):
-            text = _clip(without_password(value), TAG_VALUE_LIMIT)
-            self._client.set_tag(self.run_id, key, text)
+        self._set_tag(key, _clip(without_password(value), TAG_VALUE_LIMIT))
+
+    def _set_tag(self, key: str, value: str) -> None:
+        operation = {"do": "tag", "key": key, "value": value}
+        self._send(operation, f"write tag {key!r} of run {self.run_id}")
 
     def columns(self, metrics: Sequence[str]) -> None:
         """Has the experiment's table of runs show these metrics beside what it shows of every run.
@@ -407,6 +464,8 @@ class TrackedRun:
         The columns of the newest protocols stay. A view that somebody changed in the UI is theirs.
         Columns are no reason to fail: where the store does not take them, there are none.
         """
+        if self._outbox is not None:
+            return
         doing = f"write the view of experiment {self.experiment_id}"
         with suppress(TrackingError, OSError), _store_errors(self.uri, doing):
             tags = self._client.get_experiment(self.experiment_id).tags
@@ -420,8 +479,6 @@ class TrackedRun:
 
     def _write_params(self, flat: Mapping[str, str]) -> None:
         """Writes flat params; what MLflow cannot hold goes whole into `params_long.json`."""
-        from mlflow.entities import Param
-
         kept: dict[str, str] = {}
         whole: dict[str, str] = {}
         for key, raw in flat.items():
@@ -435,19 +492,32 @@ class TrackedRun:
                 whole[key] = value
                 value = f"({len(value)} characters, whole in params_long.json) {value[:200]}…"
             kept[name] = value
-        entities = [Param(name, value) for name, value in kept.items()]
-        for begin in range(0, len(entities), PARAMS_A_BATCH):
-            self._client.log_batch(self.run_id, params=entities[begin : begin + PARAMS_A_BATCH])
+        self._params |= kept
+        names = list(kept)
+        for begin in range(0, len(names), PARAMS_A_BATCH):
+            some = {name: kept[name] for name in names[begin : begin + PARAMS_A_BATCH]}
+            self._send({"do": "params", "params": some}, f"write params of run {self.run_id}")
+        if self._outbox is not None:
+            self._outbox.note(params=self._params)
         if whole:
             self.artifact_json("params_long.json", whole)
 
-    def _take_up(
-        self, run: Run, flat: Mapping[str, str], config_yaml: str, tags: Mapping[str, str]
-    ) -> None:
-        """Goes on with an interrupted run, and keeps what differs from its first start."""
-        before = run.data.tags
-        times = int(before.get("resumed", "0")) + 1
-        known = run.data.params
+    def _take_up(self, run: Run | None, flat: Mapping[str, str]) -> None:
+        """Goes on with an interrupted run, and keeps what differs from its first start.
+
+        Args:
+            run: as the store holds it; None for one that waits in the outbox.
+            flat: the params of now.
+        """
+        tags = self._start.tags
+        if run is not None:
+            before, known, status = run.data.tags, run.data.params, run.info.status
+        else:
+            assert self._outbox is not None
+            waiting = self._outbox.waiting
+            before, known, status = waiting.tags, waiting.params, self._outbox.status()
+        times = self._resumed = int(before.get("resumed", "0")) + 1
+        self._params = dict(known)
         changed = {
             key: {"from": known[key], "to": without_password(value)}
             for key, value in flat.items()
@@ -460,18 +530,91 @@ class TrackedRun:
             for key, value in tags.items()
             if before.get(key, value) != value
         }
+        tags["resumed"] = str(times)
         self.artifact_json(
             f"resumed/{times}/changes.json",
-            {"status_before": run.info.status, "params": changed, "tags": tag_changes},
+            {"status_before": status, "params": changed, "tags": tag_changes},
         )
-        self.artifact_text(f"resumed/{times}/config.yaml", without_password(config_yaml))
-        self._client.update_run(self.run_id, status="RUNNING")
-        if "error" in before:
-            self._client.delete_tag(self.run_id, "error")
-        for key, value in {**tags, "resumed": str(times)}.items():
+        self.artifact_text(f"resumed/{times}/config.yaml", self._start.config_yaml)
+        # Whose process it is before that it runs: nobody shall close it for the old one's sake.
+        for key, value in tags.items():
             if before.get(key) != value:
-                self._client.set_tag(self.run_id, key, value)
+                self._set_tag(key, value)
+        if run is None and self._outbox is not None:
+            self._outbox.note(tags={**before, **tags})
+        doing = f"take up run {self.run_id}"
+        self._send({"do": "running"}, doing)
+        for key in ("error", CLOSED_TAG):
+            if key in before or run is None:
+                self._send({"do": "untag", "key": key}, doing)
         self._write_params({key: value for key, value in flat.items() if key not in known})
+
+    # -- to the store, or to the outbox
+
+    def _send(self, operation: dict[str, Any], doing: str) -> None:
+        if self._outbox is None:
+            try:
+                with _store_errors(self.uri, doing):
+                    perform(self._client, self.run_id, operation)
+                return
+            except (OutOfReach, Refused) as away:
+                self._begin_to_wait(away)
+        assert self._outbox is not None
+        self._outbox.append(operation)
+
+    def _send_file(self, name: str, path: Path) -> None:
+        if self._outbox is None:
+            try:
+                send_file(self._client, self.uri, self.run_id, name, path)
+                return
+            except (OutOfReach, Refused) as away:
+                self._begin_to_wait(away)
+        assert self._outbox is not None
+        self._outbox.artifact(name, path)
+
+    def _begin_to_wait(self, away: TrackingError) -> None:
+        """From now on everything goes into the outbox.
+
+        Also what a server refuses in the middle of a run: a login that has lapsed is no reason to
+        throw hours of training away.
+        """
+        start = self._start
+        if start.outbox is None:
+            raise away
+        self._outbox = Outbox.create(
+            start.outbox / self.run_id,
+            Waiting(
+                uri=server_name(self.uri),
+                experiment=start.experiment,
+                name=start.name,
+                start_time=start.time,
+                tags=start.tags,
+                params=self._params,
+                run_id=self.run_id if self.experiment_id else None,
+                delivered=0,
+            ),
+            start.config_yaml,
+        )
+        start.say(
+            f"{away}. The run goes on, its results are kept in {self._outbox.folder}; once the "
+            "server takes them, python -m pipelines.sync delivers them"
+        )
+
+    def _wait_again(self) -> None:
+        """Goes on in the outbox with a run that waits there."""
+        assert self._start.outbox is not None
+        outbox = Outbox(self._start.outbox / self.run_id)
+        waiting = outbox.waiting
+        if waiting.uri != server_name(self.uri):
+            if waiting.run_id is not None:
+                outbox.close()
+                raise TrackingError(
+                    f"run {self.run_id} ('{waiting.name}') waits for {waiting.uri}, which knows "
+                    f"its beginning, not for {server_name(self.uri)}"
+                )
+            outbox.note(uri=server_name(self.uri))
+        self._outbox = outbox
+        self._start.say(f"run {self.run_id} waits in {outbox.folder}, and goes on there")
 
     # -- the end
 
@@ -511,9 +654,98 @@ class TrackedRun:
             self._system.stop()
 
     def _close(self, status: Status) -> None:
-        with _store_errors(self.uri, f"finish run {self.run_id}"):
-            self._client.set_terminated(self.run_id, status)
+        operation = {"do": "end", "status": status, "time": int(time.time() * 1000)}
+        self._send(operation, f"finish run {self.run_id}")
         self._finished = True
+        if self._outbox is not None:
+            self._outbox.close()
+
+
+@dataclass(frozen=True)
+class _Start:
+    """How a run began: what is needed to tell it to a server later.
+
+    Attributes:
+        key: its id as long as no server has given it one.
+        uri: the store.
+        experiment: name of the experiment.
+        name: of the run.
+        time: in milliseconds since 1970.
+        tags: at the start.
+        config_yaml: the config.
+        outbox: folder of what waits.
+        say: tells a person.
+    """
+
+    key: str
+    uri: str
+    experiment: str
+    name: str
+    time: int
+    tags: dict[str, str]
+    config_yaml: str
+    outbox: Path | None
+    say: Callable[[str], None]
+
+
+def _run_of(
+    client: MlflowClient, start: _Start, artifact_root: str | None, run_id: str | None
+) -> Run:
+    """A new run, or the one to go on with."""
+    uri = start.uri
+    with _store_errors(uri, f"start a run in experiment {start.experiment!r}"):
+        if run_id is not None:
+            return _get_run(client, uri, run_id)
+        experiment_id = _experiment_id(client, uri, start.experiment, artifact_root)
+        tags = {**start.tags, STARTED_AS_TAG: start.key} if is_server(uri) else start.tags
+    # Asked again, a server whose answer was lost would make a second run.
+    with _store_errors(uri, f"start a run in experiment {start.experiment!r}", retries=0):
+        run: Run = client.create_run(experiment_id, start.time, tags, start.name)
+        return run
+
+
+def perform(client: MlflowClient, run_id: str, operation: Mapping[str, Any]) -> None:
+    """Tells MLflow one thing that happened. Told twice, it is as if told once."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+    from mlflow.exceptions import MlflowException
+
+    match operation["do"]:
+        case "metrics":  # exact doubles, down to the moment, are dropped by MLflow
+            client.log_batch(run_id, metrics=[Metric(*point) for point in operation["points"]])
+        case "params":
+            client.log_batch(run_id, params=[Param(*pair) for pair in operation["params"].items()])
+        case "tag":
+            client.set_tag(run_id, operation["key"], operation["value"])
+        case "untag":
+            try:
+                client.delete_tag(run_id, operation["key"])
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        case "dataset":
+            label = InputTag("mlflow.data.context", operation["context"])
+            dataset = Dataset(**operation["dataset"])
+            client.log_inputs(run_id, [DatasetInput(dataset, [label])])
+        case "running":
+            client.update_run(run_id, status="RUNNING")
+        case "end":
+            client.set_terminated(run_id, operation["status"], operation["time"])
+        case unknown:
+            raise AssertionError(unknown)
+
+
+def send_file(client: MlflowClient, uri: str, run_id: str, name: str, path: Path) -> None:
+    """Sends a file, whose name is the last part of the artifact's."""
+    folder = PurePosixPath(name).parent.as_posix()
+    with _store_errors(uri, f"send artifact {name!r}", SECONDS_TO_ANSWER_A_FILE):
+        client.log_artifact(run_id, str(path), None if folder == "." else folder)
+
+
+def _reported(client: MlflowClient, uri: str, run_id: str, name: str) -> set[tuple[int, str]]:
+    """The points of a metric that the store holds."""
+    with _store_errors(uri, f"read metric {name!r} of run {run_id}"):
+        past = client.get_metric_history(run_id, name)
+    return {(point.step, _same(point.value)) for point in past}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -557,7 +789,8 @@ class RunInfo:
         if self.artifacts is not None and (self.artifacts / name).exists():
             return self.artifacts / name
         client = _open_client(self.uri)
-        with _store_errors(self.uri, f"read the artifacts of run {self.run_id}"):
+        doing = f"read the artifacts of run {self.run_id}"
+        with _store_errors(self.uri, doing, SECONDS_TO_ANSWER_A_FILE):
             parent = PurePosixPath(name).parent.as_posix()
             folder = None if parent == "." else parent
             there = [entry.path for entry in client.list_artifacts(self.run_id, folder)]
@@ -601,6 +834,31 @@ def load_run(uri: str, run_id: str, *, experiment: str | None = None) -> RunInfo
         artifacts=_local_folder(run.info.artifact_uri),
         uri=uri,
     )
+
+
+def load_waiting(folder: Path) -> RunInfo:
+    """Reads a run that waits in the outbox: its beginning, and the artifacts that wait.
+
+    Args:
+        folder: of the run, in the outbox.
+
+    Raises:
+        OutboxError: it cannot be read, or is being written.
+    """
+    with Outbox(folder) as outbox:
+        waiting = outbox.waiting
+        return RunInfo(
+            run_id=folder.name,
+            name=waiting.name,
+            status=outbox.status(),
+            experiment=waiting.experiment,
+            experiment_id="",
+            params=dict(waiting.params),
+            tags=dict(waiting.tags),
+            metrics={},
+            artifacts=folder / "artifacts",
+            uri=waiting.uri,
+        )
 
 
 @dataclass(frozen=True)
@@ -660,8 +918,8 @@ def environment_tags() -> dict[str, str]:
 
     Returns:
         `git.commit` and `git.dirty` of the code that runs (`none` where it is not a checkout),
-        `version.*`, `python`, `platform`, `host`, `pid`, `cpus`, `command`, and the names under
-        which MLflow's own columns show user and commit.
+        `version.*`, `python`, `platform`, `host`, `pid`, `process` (see `process_mark`), `cpus`,
+        `command`, and the names under which MLflow's own columns show user and commit.
     """
     commit, dirty = _git_state(Path(__file__).resolve())
     tags = {
@@ -671,6 +929,7 @@ def environment_tags() -> dict[str, str]:
         "platform": platform.platform(),
         "host": platform.node(),
         "pid": str(os.getpid()),
+        "process": process_mark(os.getpid()) or "",
         "cpus": str(os.cpu_count()),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "version.recsys": recsys.__version__,
@@ -730,9 +989,9 @@ def _open_client(uri: str, create: bool = True) -> MlflowClient:
         if create and not os.access(file if file.exists() else file.parent, os.W_OK):
             raise PermissionError(errno.EACCES, "the tracking store cannot be written", str(file))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    if is_server(uri):
-        # The default, 7 with growing pauses, is four minutes of silence on a wrong address.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    # What a server's client prints beside our own lines.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
     from mlflow import MlflowClient
 
@@ -747,21 +1006,108 @@ def _open_client(uri: str, create: bool = True) -> MlflowClient:
 
 
 @contextmanager
-def _store_errors(uri: str, doing: str) -> Iterator[None]:
-    """Turns MLflow's exceptions into ours: what could not be done, where, why, in one line."""
+def _store_errors(
+    uri: str, doing: str, seconds: int = SECONDS_TO_ANSWER, retries: int = 1
+) -> Iterator[None]:
+    """Turns MLflow's exceptions into ours: what could not be done, where, why, in one line.
+
+    Args:
+        uri: the store.
+        doing: what is done.
+        seconds: that a server may take to answer, unless the user has said otherwise
+            (MLFLOW_HTTP_REQUEST_TIMEOUT).
+        retries: at once, as where a connection was closed from lack of use; again unless the user
+            has said otherwise (MLFLOW_HTTP_REQUEST_MAX_RETRIES).
+
+    Raises:
+        OutOfReach: the server does not answer, or cannot at the moment.
+        Refused: it does not let this user in.
+        TrackingError: any other refusal.
+        OSError: the disk of a local store.
+    """
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        yield
-    except (MlflowException, SQLAlchemyError) as error:
-        reason = str(error).strip()
+        with _patience(seconds, retries):
+            yield
+    except ModuleNotFoundError as error:  # the driver of a database
+        raise TrackingError(
+            f"cannot {doing} in {without_password(uri)}: the package {error.name} is not installed"
+        ) from error
+    except (MlflowException, SQLAlchemyError, RequestException) as error:
+        reason = without_password(str(error).strip())
         lines = reason.splitlines() or [type(error).__name__]
         where = without_password(uri)
+        if is_server(uri):
+            waited = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", seconds)
+            raise _server_error(error, f"cannot {doing} in {where}", lines[0], waited) from error
         if re.search(r"disk is full|disk I/O error|readonly database|unable to open", reason):
             message = f"cannot {doing} in {where}: {lines[0]}"
             raise OSError(errno.ENOSPC if "disk" in reason else errno.EACCES, message) from error
         raise TrackingError(f"cannot {doing} in {where}: {_clip(lines[0], 400)}") from error
+
+
+@contextmanager
+def _patience(seconds: int, retries: int) -> Iterator[None]:
+    """MLflow reads at each request how long to wait, and how often to ask again."""
+    wanted = {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+    }
+    ours = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def _server_error(
+    error: BaseException, what: str, said: str, seconds: int | str
+) -> OutOfReach | Refused | TrackingError:
+    """Whether a server is away, refuses, or is asked for something wrong."""
+    import requests
+    from mlflow.exceptions import RestException
+
+    status: int | None = None
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, requests.exceptions.SSLError):
+            return TrackingError(f"{what}: no encrypted connection ({_clip(said, 400)})")
+        late = isinstance(cause, requests.ConnectionError) and "timed out" in str(cause)
+        if late or isinstance(cause, requests.Timeout):
+            return OutOfReach(f"{what}: no answer in {seconds} s")
+        if isinstance(cause, requests.exceptions.RetryError):
+            found = re.search(r"too many (\d+) error", str(cause))
+            return OutOfReach(f"{what}: it answers {found.group(1) if found else 'with errors'}")
+        if isinstance(cause, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
+            found = re.search(r"\] ([A-Z][\w ]+)|(Failed to resolve '[^']*')", str(cause))
+            return OutOfReach(f"{what}: {found.group(1) or found.group(2) if found else said}")
+        if isinstance(cause, requests.HTTPError) and cause.response is not None:
+            status = cause.response.status_code
+        elif isinstance(cause, RestException) and "error_code" in cause.json:
+            status = cause.get_http_status_code()
+        elif found := re.search(r"failed with error code (\d+) ", str(cause)):
+            status = int(found.group(1))
+        if status is not None:
+            break
+        cause = cause.__cause__ or cause.__context__
+    if status in (408, 429) or (status is not None and status >= 500):
+        return OutOfReach(f"{what}: it answers {status}")
+    if status in (401, 403):
+        return Refused(
+            f"{what}: the server refuses ({status}). MLflow takes a login from the variables "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    hint = (
+        ""
+        if isinstance(error, RestException) and "error_code" in error.json
+        else ("; is it the address of an MLflow server?")
+    )
+    return TrackingError(f"{what}: {_clip(said, 400)}{hint}")
 
 
 def _experiment_id(client: MlflowClient, uri: str, name: str, artifact_root: str | None) -> str:
@@ -959,6 +1305,11 @@ def _clip(text: str, limit: int) -> str:
 def without_password(text: str) -> str:
     """`scheme://user:password@host` without the password."""
     return _PASSWORD.sub(r"\1:***@", str(text))
+
+
+def server_name(uri: str) -> str:
+    """The address of a server as it is kept and compared: without password."""
+    return without_password(uri).rstrip("/")
 
 
 def _local_folder(artifact_uri: str) -> Path | None:

@@ -31,6 +31,7 @@ from pipelines.schemas import (
     SampledSoftmaxConfig,
     SASRecConfig,
     ShareConfig,
+    SyncConfig,
     TimeConfig,
     TrainConfig,
     UIConfig,
@@ -44,6 +45,7 @@ COMMANDS = {
     "compare": CompareConfig,
     "recommend": RecommendConfig,
     "ui": UIConfig,
+    "sync": SyncConfig,
 }
 LOG = ["data=log", "data.path=x.csv"]
 RECIPES = choices("experiment")

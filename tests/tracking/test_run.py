@@ -317,9 +317,9 @@ def test_a_second_ctrl_c_leaves_nothing_half_closed(
     run = start()
     close, before = run._client.set_terminated, signal.getsignal(signal.SIGINT)
 
-    def interrupted(run_id: str, status: str) -> None:
+    def interrupted(run_id: str, status: str, end_time: int) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        close(run_id, status)
+        close(run_id, status, end_time)
 
     monkeypatch.setattr(run._client, "set_terminated", interrupted)
     with pytest.raises(KeyboardInterrupt, match="the first"), run:

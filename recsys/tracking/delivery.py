@@ -1,0 +1,225 @@
+"""Delivers what waits in the outbox, and closes runs whose process is gone.
+
+A delivery may break off anywhere and begin again: the run is found by the tag it was started with,
+how far it got stands in its `run.json`, and an operation that is told twice counts once.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recsys.tracking.outbox import Outbox, OutboxError, delivered_as, is_waiting
+from recsys.tracking.processes import is_gone
+from recsys.tracking.run import (
+    CLOSED_TAG,
+    METRICS_A_BATCH,
+    PARENT_TAG,
+    STARTED_AS_TAG,
+    _experiment_id,
+    _get_run,
+    _open_client,
+    _reported,
+    _same,
+    _search,
+    _store_errors,
+    perform,
+    send_file,
+    server_name,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A run that has arrived.
+
+    Attributes:
+        run_id: MLflow's id.
+        waited_as: its id in the outbox.
+        name: of the run.
+        status: FINISHED, FAILED or KILLED.
+    """
+
+    run_id: str
+    waited_as: str
+    name: str
+    status: str
+
+
+def deliver(folder: Path, uri: str) -> Delivered:
+    """Sends a waiting run to its server, and removes it from the outbox.
+
+    Args:
+        folder: of the run, in the outbox.
+        uri: the server, with the password if it needs one. A run that no server knows yet may go
+            to any.
+
+    Raises:
+        OutOfReach: the server is still away. What has arrived is kept in mind.
+        InUse: its process still writes it, or another one delivers it.
+        TrackingError: what the server refuses.
+        OutboxError: the outbox cannot be read, or holds what the run needs first.
+    """
+    with Outbox(folder) as outbox:
+        waiting = outbox.waiting
+        if waiting.run_id is not None and server_name(uri) != waiting.uri:
+            raise OutboxError(
+                f"run {waiting.run_id} was begun on {waiting.uri} and can only be delivered there"
+            )
+        status = outbox.status()
+        if status == "RUNNING":
+            # The lock was free: nobody writes it any more, and nobody said how it ended.
+            said = _closed(f"process {waiting.tags.get('pid', '')}")
+            outbox.append({"do": "tag", "key": CLOSED_TAG, "value": said})
+            status = "KILLED"
+            outbox.append({"do": "end", "status": status, "time": int(time.time() * 1000)})
+        client = _open_client(uri)
+        if waiting.run_id is None:
+            found = _run_on_server(client, uri, outbox)
+            outbox.note(run_id=found, uri=server_name(uri))
+        run_id = outbox.waiting.run_id
+        assert run_id is not None
+        with _store_errors(uri, f"deliver run {run_id}"):
+            _get_run(client, uri, run_id)  # a deleted one is said so
+        there: dict[tuple[int, str], set[tuple[int, str]]] = {}
+        for number, operation in _in_batches(outbox.operations(), outbox.waiting.delivered):
+            if operation["do"] == "artifact":
+                name = operation["name"]
+                send_file(client, uri, run_id, name, outbox.artifact_path(name))
+            else:
+                if "resumed" in operation:
+                    operation = _new_points(client, uri, run_id, operation, there)
+                with _store_errors(uri, f"deliver run {run_id}"):
+                    perform(client, run_id, operation)
+            outbox.note(delivered=number)
+        outbox.remove()
+    return Delivered(run_id, folder.name, waiting.name, status)
+
+
+def _run_on_server(client: MlflowClient, uri: str, outbox: Outbox) -> str:
+    """The id of the run on its server, made unless an earlier try, or the run itself, made it."""
+    waiting, key = outbox.waiting, outbox.folder.name
+    tags = {**waiting.tags, STARTED_AS_TAG: key}
+    if PARENT_TAG in tags:
+        if is_waiting(outbox.folder.parent, tags[PARENT_TAG]):
+            raise OutboxError(f"run {key} waits until its parent {tags[PARENT_TAG]} is delivered")
+        tags[PARENT_TAG] = delivered_as(outbox.folder.parent, tags[PARENT_TAG])
+    doing = f"start the waiting run {key} in experiment {waiting.experiment!r}"
+    with _store_errors(uri, doing):
+        experiment_id = _experiment_id(client, uri, waiting.experiment, None)
+        where = f"tags.{STARTED_AS_TAG} = '{key}'"
+        found = _search(client, [experiment_id], where, "attributes.start_time ASC", 1)
+    if found:
+        return str(found[0].info.run_id)
+    with _store_errors(uri, doing, retries=0):
+        made = client.create_run(experiment_id, waiting.start_time, tags, waiting.name)
+    return str(made.info.run_id)
+
+
+def _in_batches(
+    operations: list[dict[str, Any]], first: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Operations from `first` on, metrics that follow each other as one.
+
+    Yields:
+        How many are done with this one, and the operation.
+    """
+    number = first
+    while number < len(operations):
+        operation = operations[number]
+        number += 1
+        if operation["do"] == "metrics":
+            points = list(operation["points"])
+            for following in operations[number:]:
+                same = {**following, "points": operation["points"]} == operation
+                if not same or len(points) + len(following["points"]) > METRICS_A_BATCH:
+                    break
+                points += following["points"]
+                number += 1
+            operation = {**operation, "points": points}
+        yield number, operation
+
+
+def _new_points(
+    client: MlflowClient,
+    uri: str,
+    run_id: str,
+    operation: dict[str, Any],
+    there: dict[tuple[int, str], set[tuple[int, str]]],
+) -> dict[str, Any]:
+    """Metrics of a resumed run, without the points that it had reported before it was resumed."""
+    points = []
+    for name, value, moment, step in operation["points"]:
+        key = (operation["resumed"], name)
+        if key not in there:
+            there[key] = _reported(client, uri, run_id, name)
+        if (step, _same(value)) not in there[key]:
+            points.append((name, value, moment, step))
+    return {**operation, "points": points}
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A run that was closed.
+
+    Attributes:
+        run_id: MLflow's id.
+        name: of the run.
+        pid: of the process that was gone.
+    """
+
+    run_id: str
+    name: str
+    pid: int
+
+
+def close_abandoned(uri: str, say: Callable[[str], None]) -> list[Closed]:
+    """Closes the runs of this machine that still count as running and whose process is gone.
+
+    They become KILLED, with a tag that says why and when. Runs of other machines, and those of
+    which it cannot be told from here, stay as they are; a run that was closed in error sets its
+    own status when it ends.
+
+    Args:
+        uri: the store; it is not made if it does not exist.
+        say: is told of each run that is closed.
+
+    Raises:
+        TrackingError: no store, or one that does not answer.
+    """
+    client = _open_client(uri, create=False)
+    closed = []
+    where = f"attributes.status = 'RUNNING' and tags.host = '{platform.node()}'"
+    with _store_errors(uri, "look for runs whose process is gone"):
+        everywhere = [e.experiment_id for e in client.search_experiments()]
+        runs: list[Run] = []
+        token: str | None = ""
+        while everywhere and token is not None:
+            page = client.search_runs(everywhere, where, max_results=1000, page_token=token or None)
+            runs += page
+            token = page.token or None
+    for run in runs:
+        tags, run_id = run.data.tags, run.info.run_id
+        pid = tags.get("pid", "")
+        if not pid.isdecimal() or not is_gone(int(pid), tags.get("process")):
+            continue
+        with _store_errors(uri, f"close run {run_id}"):
+            client.set_tag(run_id, CLOSED_TAG, _closed(f"process {pid}"))
+            client.set_terminated(run_id, "KILLED")
+        closed.append(Closed(run_id, run.info.run_name, int(pid)))
+        say(f"closed {run_id} ({run.info.run_name}): its process {pid} is gone")
+    return closed
+
+
+def _closed(what: str) -> str:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return f"{what} of {platform.node()} was gone on {now}, without having said how the run ended"
