@@ -73,6 +73,7 @@ from pipelines.schemas import (
     SASRecConfig,
     TrainConfig,
 )
+from pipelines.serving import make_servable
 from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
@@ -329,7 +330,8 @@ def train_and_judge(
     )
     if isinstance(judge, ClickJudge):
         judge.features.save(folder / "features.json")
-    tracked.artifact_file(folder)
+    make_servable(folder, config, judge)
+    tracked.model(folder, title, arguments)
 
     models = {title: model.eval(), **beside}
     if isinstance(judge, ClickJudge):

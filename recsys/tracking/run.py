@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment, Metric, Run
+    from mlflow.entities import Experiment, LoggedModel, Metric, Run
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -55,6 +55,7 @@ KIND_TAG = "mlflow.experimentKind"
 KIND = "custom_model_development"
 TRAINING_VIEW = "workflowType=machine_learning"
 NOTE_TAG = "mlflow.note.content"
+MODEL = "model"  # a run's model, in addresses such as runs:/RUN_ID/model
 EXPERIMENT_NOTE = "Runs of recsys: switch to *Model training* at the top left to see their table."
 
 # MLflow's limits (mlflow.utils.validation). Beyond them it cuts values and only logs a warning.
@@ -280,6 +281,43 @@ class TrackedRun:
             with _store_errors(self.uri, f"send artifact {name!r}"):
                 self._client.log_artifact(self.run_id, str(local_path), folder or None)
 
+    def model(self, folder: Path, kind: str, arguments: Mapping[str, Any]) -> None:
+        """Keeps an MLflow model as the run's own: the UI lists it, `runs:/RUN_ID/model` finds it.
+
+        Args:
+            folder: with the file `MLmodel`, which will say which run it is of.
+            kind: of model, as the list of models shows it.
+            arguments: what it was made with, shown beside it.
+        """
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model
+
+        with _store_errors(self.uri, f"send the model of run {self.run_id}"):
+            # An interrupted run may have one: it is written again, and not beside it.
+            logged = _logged_model(self._client, self.run_id) if self._resumed else None
+            if logged is None:
+                logged = self._client.create_logged_model(
+                    self.experiment_id,
+                    MODEL,
+                    self.run_id,
+                    params=_flatten(arguments),
+                    model_type=kind,
+                )
+                output = [LoggedModelOutput(logged.model_id, step=0)]
+                self._client.log_outputs(self.run_id, output)
+            described = Model.load(folder)
+            described.run_id, described.model_id = self.run_id, logged.model_id
+            described.artifact_path = logged.artifact_location
+            described.save(folder / "MLmodel")
+        target = _local_folder(logged.artifact_location)
+        if target is not None:
+            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                _copy_whole(path, target / path.relative_to(folder))
+        with _store_errors(self.uri, f"send the model of run {self.run_id}"):
+            if target is None:
+                self._client.log_model_artifacts(logged.model_id, str(folder))
+            self._client.finalize_logged_model(logged.model_id, "READY")
+
     def figure(self, name: str, figure: Figure) -> None:
         """Keeps a Matplotlib figure; the suffix of `name` (`.png`, `.svg`) decides the format."""
         buffer = io.BytesIO()
@@ -495,6 +533,33 @@ class RunInfo:
             f"run {self.run_id} ({self.name}, {self.status}) has no artifact {name!r}; it has "
             + (", ".join(sorted(there or top)) or "none")
         )
+
+    def model(self) -> Path:
+        """The local folder of the run's model, fetched first if it lies on a server.
+
+        Raises:
+            TrackingError: the run has no model.
+        """
+        if self.artifacts is not None and (self.artifacts / MODEL).exists():
+            return self.artifacts / MODEL  # of a run from before models were MLflow's
+        client = _open_client(self.uri)
+        with _store_errors(self.uri, f"read the model of run {self.run_id}"):
+            logged = _logged_model(client, self.run_id)
+            if logged is not None:
+                if str(logged.status) != "READY":
+                    raise TrackingError(
+                        f"the model of run {self.run_id} ({self.name}, {self.status}) was not "
+                        "stored whole; resume the run, or train again"
+                    )
+                folder = _local_folder(logged.artifact_location)
+                if folder is not None:
+                    return folder
+                from mlflow.artifacts import download_artifacts
+
+                # Not by its models:/ address, which MLflow looks up in the store of the process.
+                location = logged.artifact_location
+                return Path(download_artifacts(artifact_uri=location, tracking_uri=self.uri))
+        return self.artifact(MODEL)
 
 
 def load_run(uri: str, run_id: str, *, experiment: str | None = None) -> RunInfo:
@@ -738,6 +803,13 @@ def _get_run(client: MlflowClient, uri: str, run_id: str) -> Run:
             f"run {run_id} is deleted; bring it back: mlflow runs restore --run-id {run_id}"
         )
     return run
+
+
+def _logged_model(client: MlflowClient, run_id: str) -> LoggedModel | None:
+    """The model of a run, if it is one of MLflow's logged models."""
+    outputs = client.get_run(run_id).outputs
+    models = [] if outputs is None else outputs.model_outputs
+    return client.get_logged_model(models[-1].model_id) if models else None
 
 
 def _search(
