@@ -330,8 +330,11 @@ def train_and_judge(
     )
     if isinstance(judge, ClickJudge):
         judge.features.save(folder / "features.json")
-    make_servable(folder, config, judge)
-    tracked.model(folder, title, arguments)
+    if isinstance(judge, ClickJudge):
+        tracked.artifact_file(folder)
+    else:
+        make_servable(folder, config, judge)
+        tracked.model(folder, title, arguments)
 
     models = {title: model.eval(), **beside}
     if isinstance(judge, ClickJudge):
