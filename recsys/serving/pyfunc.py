@@ -2,7 +2,8 @@
 
     mlflow models serve --env-manager local -m runs:/RUN_ID/model
     curl localhost:5000/invocations -H 'Content-Type: application/json' -d '{
-        "dataframe_records": [{"history": ["sku-7", "sku-3"]}, {"history": []}], "params": {"k": 5}}'
+        "dataframe_records": [{"history": ["sku-7", "sku-3"]}, {"history": []}],
+        "params": {"k": 5}}'
 
     mlflow.pyfunc.load_model("runs:/RUN_ID/model").predict(table, params={"k": 5})
 
@@ -101,7 +102,8 @@ class ListsModel:
             filter_seen=bool(asked["filter_seen"]),
         )
         given = np.array([len(ids) for ids in histories], dtype=np.int64)
-        frame = self.recommender.frame(pl.Series("user", range(len(histories)), dtype=pl.Int64), top)
+        rows = pl.Series("user", range(len(histories)), dtype=pl.Int64)
+        frame = self.recommender.frame(rows, top)
         found = np.count_nonzero(top.items_NK, axis=1)
         ends = np.cumsum(found)
         items, scores = frame["item"].to_list(), frame["score"].to_list()

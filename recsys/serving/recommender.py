@@ -325,7 +325,7 @@ class Recommender:
         return torch.equal(few_RV, many_RV)
 
     def store_of(self, histories: Sequence[Sequence[Any]] | pl.Series) -> tuple[HistoryStore, int]:
-        """Raw histories in the model's indices, and how many events were skipped: see `recommend`."""
+        """Raw histories in the model's indices, and how many events were skipped."""
         if not isinstance(histories, pl.Series):
             found = self._looked_up(histories)
             if found is not None:

@@ -115,7 +115,7 @@ def test_the_answers_are_those_of_the_recommender(
     assert answers["plain"] == expected(store, folder, 4, True)
     assert answers["all"] == expected(store, folder, 4, False)
     assert answers["index"] == [f"row {n}" for n in range(len(HISTORIES))]
-    plain, empty, unknown, some, long = answers["plain"]
+    plain, empty, unknown, _, long = answers["plain"]
     assert [row["model"] for row in answers["plain"]] == [
         "SASRec",
         "Popularity",

@@ -1,4 +1,4 @@
-"""A training's model behind `mlflow models serve`, asked over HTTP by somebody without this code."""
+"""A training's model behind `mlflow models serve`, asked over HTTP where this code is not."""
 
 from __future__ import annotations
 

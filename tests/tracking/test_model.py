@@ -47,10 +47,10 @@ def test_interrupted_and_resumed(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"), start() as run:
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", full)
-            run.model(folder, "SASRec", {})
+    run = start()
+    with pytest.raises(OSError, match="No space left"), run, monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        run.model(folder, "SASRec", {})
     with pytest.raises(TrackingError, match=r"\(.*, FAILED\) was not stored whole; resume the run"):
         info_of(run).model()
     for content in (b"second", b"third"):  # resumed before, and after, it was whole
@@ -67,5 +67,5 @@ def test_older_runs_and_runs_without(start: Start, folder: Path) -> None:
     assert (info_of(run).model() / "weights.bin").read_bytes() == b"old"
     with start() as other:
         pass
-    with pytest.raises(TrackingError, match="has no artifact 'model'; it has config.yaml"):
+    with pytest.raises(TrackingError, match=r"has no artifact 'model'; it has config.yaml"):
         info_of(other).model()
