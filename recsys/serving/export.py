@@ -4,10 +4,10 @@
     write_program(program, Path("sasrec.onnx"), "onnx", described)
 
 A next-item model takes `items` [batch, length], int64 item indices, right-padded with 0, and
-`lengths` [batch], and gives `scores` [batch, V]; the padding scores -inf. A ranker takes the tensors
-of a `ClickBatch` by name and gives `logits` [batch]. Batch and length are free, up to the model's
-`max_length`. A JSON file beside the program names inputs and outputs, says what the dimensions are,
-and carries the fingerprint of the item vocabulary that the indices count in.
+`lengths` [batch], and gives `scores` [batch, V]; the padding scores -inf. A ranker takes the
+tensors of a `ClickBatch` by name and gives `logits` [batch]. Batch and length are free, the length
+up to the model's `max_length`. A JSON file beside the program names inputs and output, says what
+the dimensions are, and carries the fingerprint of the item vocabulary that the indices count in.
 
 What is exported is the model's own code, traced; the tests hold it to the same scores.
 
@@ -54,11 +54,13 @@ class Program:
         exported: takes one mapping, tensors by name.
         inputs: name → type and dimensions, in order.
         output: its name.
+        max_length: the longest history it takes.
     """
 
     exported: ExportedProgram
     inputs: dict[str, dict[str, Any]]
     output: str
+    max_length: int
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def export_next_item(model: nn.Module) -> Program:
     batch = Dim("batch", max=_MANY)
     length = Dim("length", max=max_length) if max_length > 1 else None
     dimensions = {"items": (batch, length), "lengths": (batch,)}
-    return _program(_NextItemScores(model), example, dimensions, "scores")
+    return _program(_NextItemScores(model), example, dimensions, "scores", max_length)
 
 
 def export_ranker(model: nn.Module, example: ClickBatch) -> Program:
@@ -148,7 +150,7 @@ def export_ranker(model: nn.Module, example: ClickBatch) -> Program:
             known = leading[of]
             bags = [Dim(f"{of}_{field}", max=_MANY)] * (tensor.ndim - len(known))
             dimensions[name] = (*known, *bags)
-    return _program(_Logits(model), tensors, dimensions, "logits")
+    return _program(_Logits(model), tensors, dimensions, "logits", max_length)
 
 
 def example_batch(features: FittedFeatures, max_length: int) -> ClickBatch:
@@ -244,6 +246,7 @@ def write_program(
         "item_vocabulary": described.get("item_vocabulary"),
         "inputs": program.inputs,
         "output": program.output,
+        "max_length": program.max_length,
     }
     write_text(beside, json.dumps(content, indent=2) + "\n")
     return beside
@@ -254,6 +257,7 @@ def _program(
     example: dict[str, Tensor],
     dimensions: Mapping[str, tuple[Any, ...]],
     output: str,
+    max_length: int,
 ) -> Program:
     shapes = {
         name: {axis: dim for axis, dim in enumerate(dimensions[name]) if dim is not None}
@@ -273,7 +277,7 @@ def _program(
         }
         for name, tensor in example.items()
     }
-    return Program(exported, inputs, output)
+    return Program(exported, inputs, output, max_length)
 
 
 def _write_onnx(program: Program, path: Path) -> None:

@@ -50,9 +50,9 @@ def kit() -> list[type]:
     for file in sorted((Path(__file__).parents[1] / "models").glob("test_*.py")):
         module = importlib.import_module(f"tests.models.{file.stem}")
         for value in vars(module).values():
-            if inspect.isclass(value) and issubclass(value, NextItemLaws | ClickLaws):
-                if value not in (NextItemLaws, ClickLaws):
-                    found.append(value)
+            laws = inspect.isclass(value) and issubclass(value, NextItemLaws | ClickLaws)
+            if laws and value not in (NextItemLaws, ClickLaws):
+                found.append(value)
     return found
 
 
@@ -164,6 +164,7 @@ def test_what_stands_beside(tmp_path: Path) -> None:
             "lengths": {"type": "int64", "dimensions": ["batch"]},
         },
         "output": "scores",
+        "max_length": 5,
     }
 
 
