@@ -330,11 +330,8 @@ def train_and_judge(
     )
     if isinstance(judge, ClickJudge):
         judge.features.save(folder / "features.json")
-    if isinstance(judge, ClickJudge):
-        tracked.artifact_file(folder)
-    else:
-        make_servable(folder, config, judge)
-        tracked.model(folder, title, arguments)
+    make_servable(folder, config, judge)
+    tracked.model(folder, title, arguments)
 
     models = {title: model.eval(), **beside}
     if isinstance(judge, ClickJudge):

@@ -12,10 +12,15 @@ their `scores`, best first, `model`, which says Popularity where the history hol
 model knows, and `unknown`, how many of its events were skipped because the model does not know
 their items.
 
+A ranker is asked about every item for each history, whose events all count as taken. Whoever asks
+has no fields: those of people, of their events and of the question count as missing, and the people
+as unknown ones; of items everything is known.
+
 `save_pyfunc` turns the folder of a saved model into an MLflow model in place: beside `model.json`
-and `weights.safetensors` stand the item vocabulary with what the popularity list is made of, and
-this package's own code, so that neither store nor checkout is needed. Nothing is pickled: MLflow
-imports this file from the model's code and calls `_load_pyfunc`.
+and `weights.safetensors` stand the item vocabulary with what the popularity list is made of, a
+ranker's features and what they read of items, and this package's own code, so that neither store
+nor checkout is needed. Nothing is pickled: MLflow imports this file from the model's code and calls
+`_load_pyfunc`.
 
 MLflow is imported by functions, not by this file: whoever loads a model through MLflow has it.
 
@@ -37,10 +42,14 @@ import numpy as np
 import polars as pl
 
 import recsys
+from recsys.histories.clicks import ViewKind
+from recsys.histories.features import FittedFeatures
+from recsys.histories.store import HistoryStore, open_store, write_store
 from recsys.histories.vocabulary import Vocabulary
 from recsys.logs.files import write_bytes, write_text
-from recsys.serving.recommender import POPULARITY, Recommender
-from recsys.training.saved_model import ModelError
+from recsys.serving.rankers import RankerScorer, items_alone
+from recsys.serving.recommender import POPULARITY, Recommender, check_vocabulary
+from recsys.training.saved_model import ModelError, load_model, read_description
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +60,8 @@ HISTORY = "history"
 DEFAULT_K = 10
 # What answering needs. The training stack is not among it.
 PACKAGES = ("mlflow", "numpy", "pandas", "polars", "safetensors", "torch")
-_SETTINGS, _ITEMS = "serving.json", "items.parquet"
+FEATURES = "features.json"
+_SETTINGS, _ITEMS, _KNOWN_ITEMS = "serving.json", "items.parquet", "items"
 _LAST = "MLmodel"  # makes the folder an MLflow model
 _EXAMPLE_K = 3
 
@@ -128,18 +138,39 @@ def _load_pyfunc(folder: str) -> ListsModel:
     """
     path = Path(folder)
     settings = _read_settings(path / _SETTINGS)
+    history: ViewKind | None = settings["ranker_history"]
     try:
-        known = pl.read_parquet(path / _ITEMS)
-        items, counts = Vocabulary(known["item"], 1), known["count"].to_numpy()
+        table = pl.read_parquet(path / _ITEMS)
+        items, counts = Vocabulary(table["item"], 1), table["count"].to_numpy()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ModelError(f"{path / _ITEMS} is missing or damaged: copy the model again") from error
     popularity_V = np.concatenate([[0], counts])
-    recommender = Recommender.load(path, items, popularity_V=popularity_V)
+    if history is None:
+        recommender = Recommender.load(path, items, popularity_V=popularity_V)
+    else:
+        described = read_description(path)
+        check_vocabulary(described, items)
+        features = FittedFeatures.load(path / FEATURES)
+        known = open_store(path / _KNOWN_ITEMS)
+        scorer = RankerScorer(load_model(path)[0], features, history, known)
+        recommender = Recommender(
+            scorer,  # type: ignore[arg-type]  # its batches are its own
+            items,
+            name=described["name"],
+            # Who reads no histories answers everybody.
+            popularity_V=None if history == "none" else popularity_V,
+            make_batch=scorer.make_batch,
+        )
     return ListsModel(recommender, settings["filter_seen"])
 
 
 def save_pyfunc(
-    folder: Path, items: Vocabulary, popularity_V: np.ndarray, *, filter_seen: bool
+    folder: Path,
+    items: Vocabulary,
+    popularity_V: np.ndarray,
+    *,
+    filter_seen: bool,
+    ranker: tuple[ViewKind, HistoryStore] | None = None,
 ) -> None:
     """Makes the folder of a saved model an MLflow model; `MLmodel` is written last.
 
@@ -149,16 +180,34 @@ def save_pyfunc(
         popularity_V: int64, how often each item stands in the training events: the list of those
             without a history.
         filter_seen: whether items of the history are left out unless a request says otherwise.
+        ranker: of one, which history it reads and the store it was trained on; its features are
+            in the folder already.
     """
     import mlflow.pyfunc
     import pandas as pd
     from mlflow.models import Model
 
-    known = items.raw_ids.rename("item").to_frame().with_columns(count=popularity_V[1:])
+    table = items.raw_ids.rename("item").to_frame().with_columns(count=popularity_V[1:])
     buffer = io.BytesIO()
-    known.write_parquet(buffer)
+    table.write_parquet(buffer)
     write_bytes(folder / _ITEMS, buffer.getvalue())
-    settings = {"format": FORMAT, "version": VERSION, "filter_seen": filter_seen}
+    if ranker is not None:
+        write_store(
+            folder / _KNOWN_ITEMS,
+            items_alone(ranker[1], FittedFeatures.load(folder / FEATURES)),
+            name="items",
+            fingerprint="",
+            settings={},
+            sources=[],
+            order="order",
+            report={},
+        )
+    settings = {
+        "format": FORMAT,
+        "version": VERSION,
+        "filter_seen": filter_seen,
+        "ranker_history": None if ranker is None else ranker[0],
+    }
     write_text(folder / _SETTINGS, json.dumps(settings, indent=2) + "\n")
     example = pd.DataFrame({HISTORY: [items.raw_ids.head(3).to_list(), []]})
     model = Model()

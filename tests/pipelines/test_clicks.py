@@ -27,7 +27,7 @@ from recsys.testing import planted_clicks
 from recsys.training.optimizer import Optimization
 from recsys.training.touched_rows import touched_tables
 from tests.pipelines.conftest import Place, files_below
-from tests.pipelines.test_train import artifacts, refused
+from tests.pipelines.test_train import artifacts, model_folder, refused
 
 SMALL = [
     "model=din",
@@ -168,10 +168,10 @@ def test_rankers_are_compared(trained: tuple[Place, dict[str, Any], str], metric
 
 def test_the_run_holds_the_fitted_features(trained: tuple[Place, dict[str, Any], str]) -> None:
     place, result, _ = trained
-    folder = artifacts(place, result["run_id"])
-    features = json.loads((folder / "model/features.json").read_text())["features"]
+    folder, model = (find(place, result["run_id"]) for find in (artifacts, model_folder))
+    features = json.loads((model / "features.json").read_text())["features"]
     assert [feature["kind"] for feature in features] == ["user_id", "categorical"]
-    arguments = json.loads((folder / "model/model.json").read_text())["arguments"]
+    arguments = json.loads((model / "model.json").read_text())["arguments"]
     assert arguments["context_fields"] == {"device": 4}
     frame = pl.read_parquet(folder / "per_question/test/DIN.parquet")
     assert frame.columns[:4] == ["user", "item", "label", "score"] and len(frame) == 80
