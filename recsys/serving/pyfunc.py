@@ -12,9 +12,10 @@ their `scores`, best first, `model`, which says Popularity where the history hol
 model knows, and `unknown`, how many of its events were skipped because the model does not know
 their items.
 
-A ranker is asked about every item for each history, whose events all count as taken. Whoever asks
-has no fields: those of people, of their events and of the question count as missing, and the people
-as unknown ones; of items everything is known.
+A ranker is asked about every item for each history, all events of which it reads. A request says
+nothing but histories: features of people, of their events and of the question count as missing, and
+the people as unknown; of items everything is known. So answers `pipelines.recommend` to a log of
+other people that has no other columns.
 
 `save_pyfunc` turns the folder of a saved model into an MLflow model in place: beside `model.json`
 and `weights.safetensors` stand the item vocabulary with what the popularity list is made of, a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -15,14 +16,35 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from torch import nn
 
-from recsys.histories.store import HistoryStore
+from recsys.histories.attributes import attribute_of
+from recsys.histories.clicks import ViewKind
+from recsys.histories.features import (
+    Categorical,
+    ClickRows,
+    Feature,
+    FittedFeatures,
+    Hashed,
+    HourOfWeek,
+    Label,
+    MultiValued,
+    Numeric,
+    Quantile,
+    Recency,
+    UserId,
+    fit_features,
+)
+from recsys.histories.impressions import Impressions
+from recsys.histories.store import HistoryStore, open_store
 from recsys.histories.vocabulary import Vocabulary
+from recsys.models.click.din import DIN
 from recsys.models.next_item.sasrec import SASRec
 from recsys.serving.pyfunc import _load_pyfunc, requirements, save_pyfunc
+from recsys.serving.rankers import RankerScorer
 from recsys.serving.recommender import Recommender, event_counts
 from recsys.testing import planted_log
-from recsys.training.saved_model import ModelError, save_model
+from recsys.training.saved_model import ModelError, load_model, save_model
 from tests.serving.conftest import Elsewhere
 
 HISTORIES: list[list[Any]] = [
@@ -59,6 +81,126 @@ def folder(store: HistoryStore, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return made.replace(tmp_path_factory.mktemp("moved") / "any name")
 
 
+FEATURES: list[Feature] = [
+    UserId(),
+    Categorical("city", "user", "city"),
+    MultiValued("genres", "item", "genres"),
+    Numeric("price", "item", "price"),
+    Hashed("maker", "item", "maker", buckets=4),
+    Quantile("dwell", "event", "dwell", buckets=3),
+    MultiValued("tags", "event", "tags"),
+    Recency("ago"),
+    Label(),
+    HourOfWeek("hour", "context"),
+    Categorical("device", "context", "device"),
+    MultiValued("page", "context", "tags"),  # of the name of an event's column
+]
+
+
+def told(shown: bool) -> HistoryStore:
+    """A store with columns of every form, and times; with an impression log or without."""
+    store = HistoryStore.from_lists(
+        [[1, 2, 3], [4, 2], [2, 5, 1]], items=6, times=[[1, 2, 3], [4, 5], [6, 7, 8]]
+    )
+    columns: dict[str, list[Any]] = {
+        "user.city": ["Rome", "Oslo", None],
+        "item.genres": [None, ["a"], ["b", "a"], [], ["c"], ["b"], ["a", "c"]],
+        "item.price": [None, 0.5, 1.5, None, 2.5, 3.25, 0.75],
+        "item.maker": [None, "x", "y", "z", "x", None, "w"],
+        "event.dwell": [0.5, 1.5, None, 2.5, 3.5, 0.25, 9.5, 1.5],
+        "event.tags": ["a|b", "b", None, "c", "a", "b", "c|a", "a"],
+        "event.device": ["pc", "pc", "tv", None, "pc", "tv", "tv", "pc"],
+    }
+    asked = {"context.device": ["pc", "tv"], "context.tags": [["home"], ["search", "home"]]}
+    made = {
+        key: attribute_of(pl.Series(key, values), "here")
+        for key, values in (columns | asked).items()
+    }
+    impressions = None
+    if shown:
+        numbers = np.array([1, 2])
+        impressions = Impressions(
+            users=numbers,
+            items=numbers.astype(np.int32),
+            labels=np.array([0, 1], dtype=np.int8),
+            times=numbers,
+            requests=numbers,
+            history_ends=numbers,
+            attributes={key: made[key] for key in asked},
+        )
+    return dataclasses.replace(
+        store,
+        labels=np.array([1, 0, 1, 1, 1, 0, 1, 1], dtype=np.int8),
+        attributes={key: made[key] for key in columns},
+        impressions=impressions,
+    )
+
+
+def saved_ranker(folder: Path, store: HistoryStore, history: ViewKind) -> Path:
+    torch.manual_seed(0)
+    numbers = np.array([0, 1])
+    events = np.arange(store.events)
+    features = fit_features(store, FEATURES, ClickRows(numbers, np.arange(1, 7), numbers, events))
+    sizes = {f"{of}_fields": given for of, given in features.sizes.items()}
+    arguments = {"catalogue_size": 7, **sizes, "max_length": 3, "hidden": [5]}
+    model = DIN(**arguments)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0
+    items = store.item_vocabulary
+    save_model(folder, model, arguments, {"name": "DIN", "item_vocabulary": items.fingerprint})
+    features.save(folder / "features.json")
+    save_pyfunc(folder, items, event_counts(store), filter_seen=True, ranker=(history, store))
+    return folder
+
+
+def of_the_ranker(folder: Path, store: HistoryStore, history: ViewKind) -> pl.DataFrame:
+    """What it answers to new people where it was trained, with its whole store."""
+    features = FittedFeatures.load(folder / "features.json")
+    scorer = RankerScorer(load_model(folder)[0], features, history, store)
+    recommender = Recommender(
+        scorer,  # type: ignore[arg-type]
+        store.item_vocabulary,
+        name="DIN",
+        popularity_V=None if history == "none" else event_counts(store),
+        make_batch=scorer.make_batch,
+    )
+    return recommender.recommend(RANKER_HISTORIES, k=3).frame
+
+
+RANKER_HISTORIES = [["i3", "i1", "other"], [], ["i6"]]
+
+
+def flat(answers: list[dict[str, Any]]) -> pl.DataFrame:
+    rows = pl.DataFrame(answers).with_columns(user=pl.int_range(pl.len()))
+    return rows.explode("items", "scores").select("user", "items", "scores", "model")
+
+
+@pytest.mark.parametrize("history", ["positives", "events", "none"])
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_ranker_answers_as_with_its_whole_store(
+    history: ViewKind, shown: bool, tmp_path: Path
+) -> None:
+    store = told(shown)
+    folder = saved_ranker(tmp_path / "model", store, history)
+    table = pd.DataFrame({"history": RANKER_HISTORIES})
+    answers = _load_pyfunc(str(folder)).predict(table, {"k": 3}).to_dict("records")
+    assert [row["unknown"] for row in answers] == [1, 0, 0]
+    empty = "DIN" if history == "none" else "Popularity"
+    assert [row["model"] for row in answers] == ["DIN", empty, "DIN"]
+    assert not {"i3", "i1"} & set(answers[0]["items"])
+    expected = of_the_ranker(folder, store, history)
+    found = flat(answers)
+    assert found["items"].to_list() == expected["item"].to_list()
+    assert found["scores"].to_list() == pytest.approx(expected["score"].to_list(), rel=1e-5)
+    assert found["model"].to_list() == expected["model"].to_list()
+    known = open_store(folder / "items")
+    assert known.events == 1 and known.user_vocabulary.raw_ids.to_list() == [""]  # nobody's history
+
+
 def expected(store: HistoryStore, folder: Path, k: int, filter_seen: bool) -> list[dict[str, Any]]:
     """What the recommender of the store answers."""
     recommender = Recommender.load(folder, store.item_vocabulary, popularity_V=event_counts(store))
@@ -90,6 +232,10 @@ answers = {
     "all": model.predict(table, params={"k": 4, "filter_seen": False}),
 }
 example = model.predict(model.input_example)
+ranker = mlflow.pyfunc.load_model(sys.argv[2])
+answers["ranker"] = ranker.predict(
+    pandas.DataFrame({"history": json.load(open("ranker.json"))}), params={"k": 3}
+)
 import recsys
 print(json.dumps({
     **{name: answer.to_dict("records") for name, answer in answers.items()},
@@ -102,10 +248,17 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def answers(folder: Path, elsewhere: Elsewhere) -> dict[str, Any]:
+def ranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_ranker(tmp_path_factory.mktemp("ranker") / "model", told(False), "events")
+
+
+@pytest.fixture(scope="module")
+def answers(folder: Path, ranker: Path, elsewhere: Elsewhere) -> dict[str, Any]:
     """What a process that cannot import the checkout gets."""
     (elsewhere.folder / "histories.json").write_text(json.dumps(HISTORIES))
-    found: dict[str, Any] = json.loads(elsewhere.python("-c", LOAD_AND_ASK, str(folder)))
+    (elsewhere.folder / "ranker.json").write_text(json.dumps(RANKER_HISTORIES))
+    printed = elsewhere.python("-c", LOAD_AND_ASK, str(folder), str(ranker))
+    found: dict[str, Any] = json.loads(printed)
     return found
 
 
@@ -130,6 +283,12 @@ def test_the_answers_are_those_of_the_recommender(
     assert not set(long["items"]) & set(HISTORIES[4])
 
 
+def test_a_ranker_answers_there_too(ranker: Path, answers: dict[str, Any]) -> None:
+    found, expected = flat(answers["ranker"]), of_the_ranker(ranker, told(False), "events")
+    assert found["items"].to_list() == expected["item"].to_list()
+    assert found["scores"].to_list() == pytest.approx(expected["score"].to_list(), rel=1e-5)
+
+
 def test_the_code_is_the_models_own(folder: Path, answers: dict[str, Any]) -> None:
     assert Path(answers["file"]) == folder / "code/recsys/__init__.py"
     heavy = {"hydra", "implicit", "lightning", "matplotlib", "omegaconf", "pytorch_lightning"}
@@ -146,7 +305,12 @@ def test_the_input_example_is_answered(answers: dict[str, Any]) -> None:
     assert empty["model"] == "Popularity"
 
 
-def test_nothing_is_pickled(folder: Path) -> None:
+def test_nothing_is_pickled(folder: Path, ranker: Path) -> None:
+    assert {file.suffix for file in (ranker / "items").rglob("*") if file.is_file()} == {
+        ".json",
+        ".npy",  # read with allow_pickle=False
+        ".parquet",
+    }
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert {file.suffix for file in files if "code" not in file.parts} == {
         "",
