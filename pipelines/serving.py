@@ -40,3 +40,13 @@ def make_servable(folder: Path, config: TrainConfig, judge: Judge | ClickJudge) 
         filter_seen=not config.data.repeats,
         ranker=(config.questions.history, store),
     )
+
+
+def how_to_serve(run_id: str) -> str:
+    """What the page of a run's model says, in Markdown."""
+    return (
+        "Takes a table with the column `history` (raw item ids, oldest first) and the parameters "
+        "`k` and `filter_seen`; gives `items` and `scores`, best first, `model` (Popularity where "
+        "it knows nothing of a history) and `unknown`, how many events were skipped.\n\n"
+        f"Serve it: `mlflow models serve --env-manager local -m runs:/{run_id}/model`"
+    )

@@ -73,7 +73,7 @@ from pipelines.schemas import (
     SASRecConfig,
     TrainConfig,
 )
-from pipelines.serving import make_servable
+from pipelines.serving import how_to_serve, make_servable
 from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
@@ -331,7 +331,7 @@ def train_and_judge(
     if isinstance(judge, ClickJudge):
         judge.features.save(folder / "features.json")
     make_servable(folder, config, judge)
-    tracked.model(folder, title, arguments)
+    tracked.model(folder, title, arguments, how_to_serve(tracked.run_id))
 
     models = {title: model.eval(), **beside}
     if isinstance(judge, ClickJudge):

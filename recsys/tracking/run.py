@@ -281,13 +281,16 @@ class TrackedRun:
             with _store_errors(self.uri, f"send artifact {name!r}"):
                 self._client.log_artifact(self.run_id, str(local_path), folder or None)
 
-    def model(self, folder: Path, kind: str, arguments: Mapping[str, Any]) -> None:
+    def model(
+        self, folder: Path, kind: str, arguments: Mapping[str, Any], description: str = ""
+    ) -> None:
         """Keeps an MLflow model as the run's own: the UI lists it, `runs:/RUN_ID/model` finds it.
 
         Args:
             folder: with the file `MLmodel`, which will say which run it is of.
             kind: of model, as the list of models shows it.
             arguments: what it was made with, shown beside it.
+            description: Markdown shown on its page.
         """
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
@@ -300,6 +303,7 @@ class TrackedRun:
                     self.experiment_id,
                     MODEL,
                     self.run_id,
+                    tags={NOTE_TAG: description} if description else None,
                     params=_flatten(arguments),
                     model_type=kind,
                 )

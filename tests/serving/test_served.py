@@ -145,5 +145,6 @@ def test_the_run_lists_its_model_once(trained: tuple[Place, str]) -> None:
     (logged,) = client.search_logged_models([info.experiment_id])
     assert (logged.name, logged.source_run_id, logged.model_type) == ("model", run_id, "SASRec")
     assert str(logged.status) == "READY" and logged.params["width"] == "8"
+    assert f"-m runs:/{run_id}/model" in logged.tags["mlflow.note.content"]
     (output,) = client.get_run(run_id).outputs.model_outputs
     assert output.model_id == logged.model_id
