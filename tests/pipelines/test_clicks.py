@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -23,6 +24,7 @@ from pipelines.train import run
 from recsys.evaluation.click_metrics import gauc
 from recsys.histories.store import open_store
 from recsys.models.baselines.click_means import ItemUserMeans
+from recsys.serving.pyfunc import _load_pyfunc
 from recsys.testing import planted_clicks
 from recsys.training.optimizer import Optimization
 from recsys.training.touched_rows import touched_tables
@@ -173,6 +175,9 @@ def test_the_run_holds_the_fitted_features(trained: tuple[Place, dict[str, Any],
     assert [feature["kind"] for feature in features] == ["user_id", "categorical"]
     arguments = json.loads((model / "model.json").read_text())["arguments"]
     assert arguments["context_fields"] == {"device": 4}
+    answers = _load_pyfunc(str(model)).predict(pd.DataFrame({"history": [["i1", "i2"], []]}))
+    assert answers["model"].to_list() == ["DIN", "Popularity"]
+    assert not {"i1", "i2"} & set(answers["items"][0]) and len(answers["items"][0]) == 10
     frame = pl.read_parquet(folder / "per_question/test/DIN.parquet")
     assert frame.columns[:4] == ["user", "item", "label", "score"] and len(frame) == 80
 

@@ -130,6 +130,9 @@ def test_the_run_holds_everything(trained: tuple[Place, dict[str, Any], str]) ->
     log = pl.read_parquet(place.folder / "log.parquet")
     last = log.group_by("user", maintain_order=True).last().sort("user")
     assert frame["answer"].to_list() == last["item"].to_list()
+    # The popularity list knows neither test nor validation.
+    items = pl.read_parquet(model_folder(place, result["run_id"]) / "items.parquet")
+    assert items["count"].sum() == len(log) - 2 * 60
     assert frame["history_length"].to_list() == last["at"].to_list()
     assert frame["ndcg_10"].mean() == pytest.approx(
         result["rows"][0]["metrics"]["test/loo-full-all/ndcg_10"], abs=1e-12

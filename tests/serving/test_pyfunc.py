@@ -399,6 +399,14 @@ def cut_off(name: str) -> Callable[[Path], None]:
     return cut
 
 
+def test_a_ranker_of_another_vocabulary(ranker: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(ranker, copy, ignore=shutil.ignore_patterns("code"))
+    vocabulary_of_another_model(copy)
+    with pytest.raises(ModelError, match=r"DIN was trained on other items than these \(6 there"):
+        _load_pyfunc(str(copy))
+
+
 def of_another_version(copy: Path) -> None:
     (copy / "serving.json").write_text('{"format": "recsys-serving", "version": 9}')
 

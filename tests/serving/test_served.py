@@ -16,9 +16,13 @@ from typing import Any
 
 import pytest
 
+from pipelines.entry import compose
+from pipelines.export import run as export
+from pipelines.schemas import ExportConfig
+from recsys.serving.export import ExportError
 from recsys.tracking.run import load_run
 from tests.pipelines.conftest import Place
-from tests.pipelines.test_train import SMALL, write_log
+from tests.pipelines.test_train import SMALL, model_folder, write_log
 from tests.serving.conftest import Elsewhere
 
 Ask = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
@@ -148,3 +152,23 @@ def test_the_run_lists_its_model_once(trained: tuple[Place, str]) -> None:
     assert f"-m runs:/{run_id}/model" in logged.tags["mlflow.note.content"]
     (output,) = client.get_run(run_id).outputs.model_outputs
     assert output.model_id == logged.model_id
+
+
+def test_the_model_as_a_file(
+    trained: tuple[Place, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, run_id = trained
+    monkeypatch.chdir(place.folder)  # in this process, which saves a start
+    monkeypatch.setenv("RECSYS_HOME", str(place.home))
+    before = place.files
+    with pytest.raises(ExportError, match=r"a file of format=onnx ends in \.onnx"):
+        export(compose("export", ExportConfig, ["run=latest", "output=sasrec.pt2"]))
+    assert place.files == before
+    export(compose("export", ExportConfig, ["run=latest", "output=o/sasrec.pt2", "format=torch"]))
+    assert place.files - before == {"o/sasrec.pt2", "o/sasrec.pt2.json"}
+    beside = json.loads((place.folder / "o/sasrec.pt2.json").read_text())
+    described = json.loads((model_folder(place, run_id) / "model.json").read_text())
+    assert beside["item_vocabulary"] == described["item_vocabulary"]
+    assert (beside["model"], beside["max_length"]) == ("SASRec", 40)
+    printed = capsys.readouterr().out
+    assert "items: int64 [batch, length]" in printed and "o/sasrec.pt2.json" in printed
