@@ -188,6 +188,7 @@ def save_pyfunc(
     import pandas as pd
     from mlflow.models import Model
 
+    (folder / _LAST).unlink(missing_ok=True)  # until all is there again
     table = items.raw_ids.rename("item").to_frame().with_columns(count=popularity_V[1:])
     buffer = io.BytesIO()
     table.write_parquet(buffer)

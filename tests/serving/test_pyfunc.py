@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -356,8 +357,17 @@ def test_whole_numbers_as_ids_and_the_default_of_the_judge(
     assert all(type(item) is int for item in first["items"])
 
 
-def test_saved_again_in_place(folder: Path, store: HistoryStore, tmp_path: Path) -> None:
+def test_saved_again_in_place(
+    folder: Path, store: HistoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError("No space left on device")
+
     made = saved(tmp_path / "model", store, store.item_vocabulary, True)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(mlflow.pyfunc, "save_model", full)
+        save_pyfunc(made, store.item_vocabulary, event_counts(store), filter_seen=True)
+    assert not (made / "MLmodel").exists() and list(tmp_path.iterdir()) == [made]
     (made / "code/recsys/left_over.py").write_text("")
     save_pyfunc(made, store.item_vocabulary, event_counts(store), filter_seen=True)
     names, before = (
