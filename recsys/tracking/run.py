@@ -544,8 +544,6 @@ class RunInfo:
         Raises:
             TrackingError: the run has no model.
         """
-        if self.artifacts is not None and (self.artifacts / MODEL).exists():
-            return self.artifacts / MODEL  # of a run from before models were MLflow's
         client = _open_client(self.uri)
         with _store_errors(self.uri, f"read the model of run {self.run_id}"):
             logged = _logged_model(client, self.run_id)
@@ -563,7 +561,7 @@ class RunInfo:
                 # Not by its models:/ address, which MLflow looks up in the store of the process.
                 location = logged.artifact_location
                 return Path(download_artifacts(artifact_uri=location, tracking_uri=self.uri))
-        return self.artifact(MODEL)
+        return self.artifact(MODEL)  # of a run from before models were MLflow's
 
 
 def load_run(uri: str, run_id: str, *, experiment: str | None = None) -> RunInfo:
