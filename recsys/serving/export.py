@@ -224,7 +224,8 @@ def write_program(
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(f"{output.name}.json")
-    aside = name_aside(output).with_suffix(output.suffix)
+    aside = name_aside(output)
+    aside = aside.with_name(aside.name + output.suffix)  # torch asks for it
     try:
         if format == "torch":
             torch.export.save(program.exported, aside)
