@@ -17,9 +17,10 @@ from pipelines.clicks import ClickJudge, click_baselines, click_judge
 from pipelines.entry import compose
 from pipelines.evaluate import implied
 from pipelines.evaluate import run as evaluate
+from pipelines.export import run as export
 from pipelines.ingest import make_store
 from pipelines.recommend import run as recommend
-from pipelines.schemas import EvaluateConfig, RecommendConfig, TrainConfig
+from pipelines.schemas import EvaluateConfig, ExportConfig, RecommendConfig, TrainConfig
 from pipelines.train import run
 from recsys.evaluation.click_metrics import gauc
 from recsys.histories.store import open_store
@@ -180,6 +181,27 @@ def test_the_run_holds_the_fitted_features(trained: tuple[Place, dict[str, Any],
     assert not {"i1", "i2"} & set(answers["items"][0]) and len(answers["items"][0]) == 10
     frame = pl.read_parquet(folder / "per_question/test/DIN.parquet")
     assert frame.columns[:4] == ["user", "item", "label", "score"] and len(frame) == 80
+
+
+def test_the_ranker_as_a_file(
+    trained: tuple[Place, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place, result, _ = trained
+    monkeypatch.chdir(place.folder)
+    monkeypatch.setenv("RECSYS_HOME", str(place.home))
+    output = tmp_path / "din.pt2"
+    given = [f"run={result['run_id']}", f"output={output}", "format=torch"]
+    export(compose("export", ExportConfig, given))
+    beside = json.loads((tmp_path / "din.pt2.json").read_text())
+    assert (beside["model"], beside["output"]) == ("DIN", "logits")
+    assert set(beside["inputs"]) == {
+        "item_ids",
+        "candidates",
+        "history",
+        "lengths",
+        "user.user_id",
+        "context.device",
+    }
 
 
 def test_evaluation_gives_the_same_digits(trained: tuple[Place, dict[str, Any], str]) -> None:
