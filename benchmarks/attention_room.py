@@ -108,7 +108,7 @@ def inputs(run_id: str) -> dict[str, dict[str, Any]]:
     info = load_run(tracking_uri(), run_id)
     config = build(TrainConfig, yaml.safe_load(info.artifact("config.yaml").read_text()), str)
     store = open_store(make_store(config.data))
-    folder = info.artifact("model")
+    folder = info.model()
     model: Any = load_model(folder)[0]
     judge = click_judge(config, store, features=FittedFeatures.load(folder / "features.json"))
     relations = {

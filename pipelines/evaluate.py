@@ -125,7 +125,7 @@ def run(config: EvaluateConfig) -> None:
 
     from recsys.training.saved_model import ModelError, load_model, read_description
 
-    folder = info.artifact("model")
+    folder = info.model()
     described = read_description(folder)
     from recsys.histories.store import open_store
 

@@ -70,7 +70,7 @@ def run(config: RecommendConfig) -> None:
 
     info, trained = trained_run(config.run, config.tracking)
     data = config.data or trained.data
-    folder = info.artifact("model")
+    folder = info.model()
     described = read_description(folder)
     reading = what_is_read(config, trained, folder)
     filter_seen = is_seen_filtered(config, data, trained)

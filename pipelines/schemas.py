@@ -877,6 +877,23 @@ class SyncConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """Settings of `python -m pipelines.export`.
+
+    Attributes:
+        run: the id of a tracked run, or "latest".
+        output: the file: .onnx or .pt2, as the format says.
+        format: "onnx", or "torch" for a program of torch.export.
+        tracking: where the run is kept.
+    """
+
+    run: str
+    output: str
+    format: Literal["onnx", "torch"]
+    tracking: TrackingConfig
+
+
+@dataclass(frozen=True)
 class UIConfig:
     """Settings of `python -m pipelines.ui`.
 

@@ -73,6 +73,7 @@ from pipelines.schemas import (
     SASRecConfig,
     TrainConfig,
 )
+from pipelines.serving import how_to_serve, make_servable
 from pipelines.story import begun, tell
 from pipelines.ui import how_to_open
 
@@ -327,7 +328,8 @@ def train_and_judge(
     )
     if isinstance(judge, ClickJudge):
         judge.features.save(folder / "features.json")
-    tracked.artifact_file(folder)
+    make_servable(folder, config, judge)
+    tracked.model(folder, title, arguments, how_to_serve(tracked.run_id))
 
     models = {title: model.eval(), **beside}
     if isinstance(judge, ClickJudge):

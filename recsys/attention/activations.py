@@ -47,6 +47,8 @@ class Dice(nn.Module):
             x_ND: any leading shape.
             valid_N: False on padding, of the leading shape; None: all rows count.
         """
+        if torch.compiler.is_compiling() and not self.training:
+            return self.reference(x_ND, valid_N)  # portions are for a cache, not for a tracer
         rows_ND = x_ND.reshape(-1, x_ND.shape[-1])
         mask_N1 = None if valid_N is None else valid_N.reshape(-1, 1)
         mean_D, variance_D, count = self.mean, self.variance, 0
@@ -65,9 +67,10 @@ class Dice(nn.Module):
     def reference(self, x_ND: Tensor, valid_N: Tensor | None = None) -> Tensor:
         """The same as the formula is written; in training without touching the running averages."""
         mean_D, variance_D = self.mean, self.variance
-        rows_ND = x_ND.flatten(0, -2) if valid_N is None else x_ND[valid_N]
-        if self.training and len(rows_ND) > 1:
-            variance_D, mean_D = torch.var_mean(rows_ND, 0, correction=0)
+        if self.training:
+            rows_ND = x_ND.flatten(0, -2) if valid_N is None else x_ND[valid_N]
+            if len(rows_ND) > 1:
+                variance_D, mean_D = torch.var_mean(rows_ND, 0, correction=0)
         p_ND = torch.sigmoid((x_ND - mean_D) * torch.rsqrt(variance_D + self.epsilon))
         return p_ND * x_ND + (1 - p_ND) * self.alpha * x_ND
 

@@ -63,8 +63,8 @@ def fused(
         dropout: on the weights, in training; needs them in memory.
     """
     drops = dropout is not None and dropout.training and dropout.threshold > 0
-    short = q_BHLE.device.type == "cpu" and k_BHSE.shape[2] <= SHORT
-    if drops or (short and q_BHLE.dtype == torch.bfloat16):
+    slow = q_BHLE.dtype == torch.bfloat16 and q_BHLE.device.type == "cpu"
+    if drops or (slow and k_BHSE.shape[2] <= SHORT):
         return products(q_BHLE, k_BHSE, v_BHSE, causal=causal, mask=mask, dropout=dropout)
     return flash(q_BHLE, k_BHSE, v_BHSE, causal=causal, mask=mask)
 

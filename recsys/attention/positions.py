@@ -44,6 +44,7 @@ class LearnedPositions(nn.Module):
         L = batch.items_BL.shape[1]
         place_BL = torch.arange(L, device=packed_T.device).expand(batch.items_BL.shape)
         if self.from_newest:
-            place_BL = batch.lengths_B[:, None] - 1 - place_BL
+            # No event stands below 0, only padding, which an exported model embeds too.
+            place_BL = (batch.lengths_B[:, None] - 1 - place_BL).clamp(min=0)
         vectors: Tensor = self.table(place_BL.flatten()[packed_T])
         return vectors

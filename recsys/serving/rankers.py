@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor, nn
 
 from recsys.evaluation.click_scores import score_clicks
+from recsys.histories.attributes import Attribute
 from recsys.histories.click_batches import Columns
 from recsys.histories.clicks import ClickQuestions, HistoryView, ViewKind, history_view
 from recsys.histories.features import (
@@ -26,6 +28,7 @@ from recsys.histories.features import (
     UserId,
 )
 from recsys.histories.store import NO_TIME, HistoryStore
+from recsys.histories.vocabulary import Vocabulary
 
 QUESTIONS = 1 << 18  # made at once
 
@@ -90,10 +93,11 @@ class RankerScorer:
         if store is self.store:
             view = self.view
             return AskedUsers(view, self.columns, users, view.ends(users, ends), moments)
-        if self._others is None or self._others[0] is not store:  # its values are encoded once
+        others = self._others
+        if others is None or others[0] is not store:  # its values are encoded once
             new = history_view(store, self.history), NewPeopleColumns(self.columns, store)
-            self._others = (store, *new)
-        _, view, columns = self._others
+            self._others = others = (store, *new)  # not read again: a server asks side by side
+        _, view, columns = others
         return AskedUsers(view, columns, users, view.ends(users, ends), moments)
 
     def scores(self, asked: AskedUsers) -> Tensor:
@@ -168,6 +172,34 @@ class NewPeopleColumns:
     def context(self, name: str, rows: np.ndarray) -> np.ndarray:
         """A field of the questions' own rows."""
         return self.known.context(name, np.full_like(rows, -1))
+
+
+def items_alone(store: HistoryStore, features: FittedFeatures) -> HistoryStore:
+    """What a ranker reads of a store's items, and nobody's history: enough to answer new people.
+
+    Every column that the features need is there, of items with its values; of users, events and
+    questions it is empty, for one user with one event, about whom nothing is known.
+
+    Args:
+        store: the ranker's own.
+        features: that it was trained with.
+    """
+    nothing = Attribute(np.zeros(1, dtype=np.int32), pl.Series("value", [], dtype=pl.String))
+    attributes = {}
+    for feature in features.features:
+        if isinstance(feature, ColumnFeature):
+            # Where nothing was shown, a question's columns are those of its event.
+            of = "event" if feature.of == "context" else feature.of
+            key = f"{of}.{feature.column}"
+            attributes[key] = store.attributes[key] if of == "item" else nothing
+    return HistoryStore(
+        offsets=np.array([0, 1]),
+        items=np.ones(1, dtype=np.int32),
+        user_vocabulary=Vocabulary(pl.Series("user", [""]), 0),
+        item_vocabulary=store.item_vocabulary,
+        times=np.array([NO_TIME]),
+        attributes=attributes,
+    )
 
 
 def lacking(features: FittedFeatures, store: HistoryStore) -> list[Feature]:

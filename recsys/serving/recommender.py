@@ -197,7 +197,7 @@ class Recommender:
         users = pl.Series("user", range(N), dtype=pl.Int64) if users is None else users
         if len(users) != N:
             raise ValueError(f"{len(users):,} user ids stand beside {N:,} histories")
-        store, unknown = self._store_of(histories)
+        store, unknown = self.store_of(histories)
         top = self.top_k(store, np.arange(N), store.lengths, k=k, filter_seen=filter_seen)
         counts = {
             "users": N,
@@ -324,7 +324,7 @@ class Recommender:
             few_RV, many_RV = (_product(h_RD, table_VD, rows) for rows in (FEW, ROWS))
         return torch.equal(few_RV, many_RV)
 
-    def _store_of(self, histories: Sequence[Sequence[Any]] | pl.Series) -> tuple[HistoryStore, int]:
+    def store_of(self, histories: Sequence[Sequence[Any]] | pl.Series) -> tuple[HistoryStore, int]:
         """Raw histories in the model's indices, and how many events were skipped."""
         if not isinstance(histories, pl.Series):
             found = self._looked_up(histories)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recsys.tracking.outbox import Outbox, OutboxError, delivered_as, is_waiting
+from recsys.tracking.outbox import MODEL, Outbox, OutboxError, delivered_as, is_waiting
 from recsys.tracking.processes import is_gone
 from recsys.tracking.run import (
     CLOSED_TAG,
@@ -30,6 +30,7 @@ from recsys.tracking.run import (
     _store_errors,
     perform,
     send_file,
+    send_model,
     server_name,
 )
 
@@ -95,6 +96,8 @@ def deliver(folder: Path, uri: str) -> Delivered:
             if operation["do"] == "artifact":
                 name = operation["name"]
                 send_file(client, uri, run_id, name, outbox.artifact_path(name))
+            elif operation["do"] == "model":
+                send_model(client, uri, run_id, operation, outbox.artifact_path(MODEL))
             else:
                 if "resumed" in operation:
                     operation = _new_points(client, uri, run_id, operation, there)

@@ -22,6 +22,7 @@ from typing import Any, Self
 from recsys.logs.files import name_aside, sync, write_text
 
 FORMAT = 1
+MODEL = "model"  # a run's model, in addresses such as runs:/RUN_ID/model
 _DELIVERED = ".delivered.json"
 
 
@@ -113,6 +114,16 @@ class Outbox:
 
     def artifact(self, name: str, source: Path) -> None:
         """Keeps a file as the artifact `name`."""
+        self._copy(name, source)
+        self.append({"do": "artifact", "name": name})
+
+    def model(self, operation: Mapping[str, Any], folder: Path) -> None:
+        """Keeps a folder as the run's model, and the operation that sends it."""
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            self._copy(f"{MODEL}/{path.relative_to(folder).as_posix()}", path)
+        self.append(operation)
+
+    def _copy(self, name: str, source: Path) -> None:
         path = self.artifact_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = name_aside(path)
@@ -122,7 +133,6 @@ class Outbox:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-        self.append({"do": "artifact", "name": name})
 
     def artifact_path(self, name: str) -> Path:
         """Where an artifact waits."""

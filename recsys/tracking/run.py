@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 import recsys
-from recsys.tracking.outbox import Outbox, Waiting, is_unknown, is_waiting
+from recsys.tracking.outbox import MODEL, Outbox, Waiting, is_unknown, is_waiting
 from recsys.tracking.processes import process_mark
 from recsys.tracking.system import SystemSampler
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment, Run
+    from mlflow.entities import Experiment, LoggedModel, Run
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -386,6 +386,32 @@ class TrackedRun:
             _copy_whole(local_path, self._local_artifacts / name)
         else:
             self._send_file(name, local_path)
+
+    def model(
+        self, folder: Path, kind: str, arguments: Mapping[str, Any], description: str = ""
+    ) -> None:
+        """Keeps an MLflow model as the run's own: the UI lists it, `runs:/RUN_ID/model` finds it.
+
+        Args:
+            folder: with the file `MLmodel`, which will say which run it is of.
+            kind: of model, as the list of models shows it.
+            arguments: what it was made with, shown beside it.
+            description: Markdown shown on its page.
+        """
+        operation = {
+            "do": "model",
+            "kind": kind,
+            "arguments": _flatten(arguments),
+            "description": description,
+        }
+        if self._outbox is None:
+            try:
+                send_model(self._client, self.uri, self.run_id, operation, folder)
+                return
+            except (OutOfReach, Refused) as away:
+                self._begin_to_wait(away)
+        assert self._outbox is not None
+        self._outbox.model(operation, folder)
 
     def figure(self, name: str, figure: Figure) -> None:
         """Keeps a Matplotlib figure; the suffix of `name` (`.png`, `.svg`) decides the format."""
@@ -741,6 +767,41 @@ def send_file(client: MlflowClient, uri: str, run_id: str, name: str, path: Path
         client.log_artifact(run_id, str(path), None if folder == "." else folder)
 
 
+def send_model(
+    client: MlflowClient, uri: str, run_id: str, operation: Mapping[str, Any], folder: Path
+) -> None:
+    """Makes a folder a run's logged model. A run that has one gets it again, and not beside it."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    doing = f"send the model of run {run_id}"
+    with _store_errors(uri, doing):
+        logged = _logged_model(client, run_id)
+        if logged is None:
+            said = operation["description"]
+            logged = client.create_logged_model(
+                client.get_run(run_id).info.experiment_id,
+                MODEL,
+                run_id,
+                tags={NOTE_TAG: said} if said else None,
+                params=operation["arguments"],
+                model_type=operation["kind"],
+            )
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        described = Model.load(folder)
+        described.run_id, described.model_id = run_id, logged.model_id
+        described.artifact_path = logged.artifact_location
+        described.save(folder / "MLmodel")
+    target = _local_folder(logged.artifact_location)
+    if target is not None:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            _copy_whole(path, target / path.relative_to(folder))
+    with _store_errors(uri, doing, SECONDS_TO_ANSWER_A_FILE):
+        if target is None:
+            client.log_model_artifacts(logged.model_id, str(folder))
+        client.finalize_logged_model(logged.model_id, "READY")
+
+
 def _reported(client: MlflowClient, uri: str, run_id: str, name: str) -> set[tuple[int, str]]:
     """The points of a metric that the store holds."""
     with _store_errors(uri, f"read metric {name!r} of run {run_id}"):
@@ -801,6 +862,31 @@ class RunInfo:
             f"run {self.run_id} ({self.name}, {self.status}) has no artifact {name!r}; it has "
             + (", ".join(sorted(there or top)) or "none")
         )
+
+    def model(self) -> Path:
+        """The local folder of the run's model, fetched first if it lies on a server.
+
+        Raises:
+            TrackingError: the run has no model.
+        """
+        client = _open_client(self.uri)
+        with _store_errors(self.uri, f"read the model of run {self.run_id}"):
+            logged = _logged_model(client, self.run_id)
+            if logged is not None:
+                if str(logged.status) != "READY":
+                    raise TrackingError(
+                        f"the model of run {self.run_id} ({self.name}, {self.status}) was not "
+                        "stored whole; resume the run, or train again"
+                    )
+                folder = _local_folder(logged.artifact_location)
+                if folder is not None:
+                    return folder
+                from mlflow.artifacts import download_artifacts
+
+                # Not by its models:/ address, which MLflow looks up in the store of the process.
+                location = logged.artifact_location
+                return Path(download_artifacts(artifact_uri=location, tracking_uri=self.uri))
+        return self.artifact(MODEL)  # of a run from before models were MLflow's
 
 
 def load_run(uri: str, run_id: str, *, experiment: str | None = None) -> RunInfo:
@@ -1166,6 +1252,13 @@ def _get_run(client: MlflowClient, uri: str, run_id: str) -> Run:
             f"run {run_id} is deleted; bring it back: mlflow runs restore --run-id {run_id}"
         )
     return run
+
+
+def _logged_model(client: MlflowClient, run_id: str) -> LoggedModel | None:
+    """The model of a run, if it is one of MLflow's logged models."""
+    outputs = client.get_run(run_id).outputs
+    models = [] if outputs is None else outputs.model_outputs
+    return client.get_logged_model(models[-1].model_id) if models else None
 
 
 def _search(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -16,18 +17,20 @@ from pipelines.clicks import ClickJudge, click_baselines, click_judge
 from pipelines.entry import compose
 from pipelines.evaluate import implied
 from pipelines.evaluate import run as evaluate
+from pipelines.export import run as export
 from pipelines.ingest import make_store
 from pipelines.recommend import run as recommend
-from pipelines.schemas import EvaluateConfig, RecommendConfig, TrainConfig
+from pipelines.schemas import EvaluateConfig, ExportConfig, RecommendConfig, TrainConfig
 from pipelines.train import run
 from recsys.evaluation.click_metrics import gauc
 from recsys.histories.store import open_store
 from recsys.models.baselines.click_means import ItemUserMeans
+from recsys.serving.pyfunc import _load_pyfunc
 from recsys.testing import planted_clicks
 from recsys.training.optimizer import Optimization
 from recsys.training.touched_rows import touched_tables
 from tests.pipelines.conftest import Place, files_below
-from tests.pipelines.test_train import artifacts, refused
+from tests.pipelines.test_train import artifacts, model_folder, refused
 
 SMALL = [
     "model=din",
@@ -174,13 +177,37 @@ def test_rankers_are_compared(trained: tuple[Place, dict[str, Any], str], metric
 
 def test_the_run_holds_the_fitted_features(trained: tuple[Place, dict[str, Any], str]) -> None:
     place, result, _ = trained
-    folder = artifacts(place, result["run_id"])
-    features = json.loads((folder / "model/features.json").read_text())["features"]
+    folder, model = (find(place, result["run_id"]) for find in (artifacts, model_folder))
+    features = json.loads((model / "features.json").read_text())["features"]
     assert [feature["kind"] for feature in features] == ["user_id", "categorical"]
-    arguments = json.loads((folder / "model/model.json").read_text())["arguments"]
+    arguments = json.loads((model / "model.json").read_text())["arguments"]
     assert arguments["context_fields"] == {"device": 4}
+    answers = _load_pyfunc(str(model)).predict(pd.DataFrame({"history": [["i1", "i2"], []]}))
+    assert answers["model"].to_list() == ["DIN", "Popularity"]
+    assert not {"i1", "i2"} & set(answers["items"][0]) and len(answers["items"][0]) == 10
     frame = pl.read_parquet(folder / "per_question/test/DIN.parquet")
     assert frame.columns[:4] == ["user", "item", "label", "score"] and len(frame) == 80
+
+
+def test_the_ranker_as_a_file(
+    trained: tuple[Place, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place, result, _ = trained
+    monkeypatch.chdir(place.folder)
+    monkeypatch.setenv("RECSYS_HOME", str(place.home))
+    output = tmp_path / "din.pt2"
+    given = [f"run={result['run_id']}", f"output={output}", "format=torch"]
+    export(compose("export", ExportConfig, given))
+    beside = json.loads((tmp_path / "din.pt2.json").read_text())
+    assert (beside["model"], beside["output"]) == ("DIN", "logits")
+    assert set(beside["inputs"]) == {
+        "item_ids",
+        "candidates",
+        "history",
+        "lengths",
+        "user.user_id",
+        "context.device",
+    }
 
 
 def test_evaluation_gives_the_same_digits(trained: tuple[Place, dict[str, Any], str]) -> None:

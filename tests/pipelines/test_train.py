@@ -65,6 +65,13 @@ def artifacts(place: Place, run_id: str) -> Path:
     return found
 
 
+def model_folder(place: Place, run_id: str) -> Path:
+    """Where MLflow keeps the model of a run."""
+    models = place.home.glob("mlruns/*/models/*/artifacts/MLmodel")
+    (found,) = (file.parent for file in models if f"run_id: {run_id}" in file.read_text())
+    return found
+
+
 SHARES = {"hr", "ndcg", "mrr", "recall", "precision", "map", "coverage", "gini", "serendipity"}
 
 
@@ -112,17 +119,20 @@ def test_the_run_holds_everything(trained: tuple[Place, dict[str, Any], str]) ->
         "table.json",
         "figures/loss.png",
         "figures/validation.png",
-        "model/model.json",
-        "model/weights.safetensors",
         "per_question/test/SASRec.parquet",
         "per_question/test/EASE.parquet",
     ):
         assert (folder / name).stat().st_size > 0, name
+    for name in ("MLmodel", "model.json", "weights.safetensors", "items.parquet"):
+        assert (model_folder(place, result["run_id"]) / name).stat().st_size > 0, name
     frame = pl.read_parquet(folder / "per_question/test/SASRec.parquet").sort("user")
     assert len(frame) == 60
     log = pl.read_parquet(place.folder / "log.parquet")
     last = log.group_by("user", maintain_order=True).last().sort("user")
     assert frame["answer"].to_list() == last["item"].to_list()
+    # The popularity list knows neither test nor validation.
+    items = pl.read_parquet(model_folder(place, result["run_id"]) / "items.parquet")
+    assert items["count"].sum() == len(log) - 2 * 60
     assert frame["history_length"].to_list() == last["at"].to_list()
     assert frame["ndcg_10"].mean() == pytest.approx(
         result["rows"][0]["metrics"]["test/loo-full-all/ndcg_10"], abs=1e-12
@@ -344,7 +354,7 @@ def test_truncated_files_are_named(trained: tuple[Place, dict[str, Any], str]) -
     )
     cut.unlink()
     for file in (
-        artifacts(place, result["run_id"]) / "model/weights.safetensors",
+        model_folder(place, result["run_id"]) / "weights.safetensors",
         next((place.home / "data/cache/stores").glob("*/items.npy")),
     ):
         whole = file.read_bytes()

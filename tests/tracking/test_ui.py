@@ -94,7 +94,7 @@ def test_plain_mlflow_ui_serves_the_artifacts(served: tuple[str, TrackedRun]) ->
         assert answer.read(8).startswith(b"\x89PNG")
 
 
-def test_a_server_takes_runs_too(served: tuple[str, TrackedRun]) -> None:
+def test_a_server_takes_runs_too(served: tuple[str, TrackedRun], tmp_path: Path) -> None:
     address, _ = served
     # Another experiment: the artifacts of the first lie in a folder that only this machine sees.
     with TrackedRun.start(
@@ -109,10 +109,18 @@ def test_a_server_takes_runs_too(served: tuple[str, TrackedRun]) -> None:
         for step in range(1200):
             run.metrics({"train/loss": 1 / (step + 1)}, step)
         run.artifact_text("test/table.txt", "model  HR\n")
+        model = tmp_path / "some model"
+        (model / "code").mkdir(parents=True)
+        (model / "MLmodel").write_text("flavors: {}\n")
+        (model / "code/weights.bin").write_bytes(b"weights")
+        run.model(model, "SASRec", {"width": 8})
     info = load_run(address, "latest", experiment="through the server")
     assert (info.run_id, info.status, info.params) == (run.run_id, "FINISHED", {"seed": "1"})
     assert info.artifacts is None
     assert info.artifact("test/table.txt").read_text() == "model  HR\n"
     assert info.artifact("test").is_dir()
+    fetched = info.model()
+    assert (fetched / "code/weights.bin").read_bytes() == b"weights"
+    assert f"run_id: {run.run_id}" in (fetched / "MLmodel").read_text()
     assert info.metrics["train/loss"] == 1 / 1200
     assert len(run._client.get_metric_history(run.run_id, "train/loss")) == 1200

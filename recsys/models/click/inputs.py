@@ -149,7 +149,7 @@ class ClickInputs(nn.Module):
                 stretch = stretch + self.event_stretches[key](values, bag)
                 shift = shift + self.event_shifts[key](values, bag)
             histories_BLD = histories_BLD * (1 + stretch) + shift
-        beside = [candidates_BD.new_zeros(len(candidates_BD), 0)]
+        beside = [candidates_BD.new_zeros(candidates_BD.shape[0], 0)]
         for fields, given in (
             (self.user_fields, batch.user_fields),
             (self.context_fields, batch.context_fields),
