@@ -7,6 +7,7 @@ Examples:
   python -m pipelines.train experiment=sasrec_ml1m data=log data.path='events/*.parquet' \
       data.columns.user=uid data.columns.item=sku data.columns.time=ts
   python -m pipelines.train experiment=sasrec_ml1m plan=true
+  python -m pipelines.train experiment=sasrec_ml1m register=films
   python -m pipelines.train resume=RUN_ID
 
 The log is ingested first, or found in the cache. Ctrl-C keeps the last checkpoint: resume=RUN_ID
@@ -65,7 +66,7 @@ from pipelines.judging import (
 )
 from pipelines.paths import cache_dir, tracking_uri
 from pipelines.result import check_result_path, peak_memory_gb, write_result
-from pipelines.runs import report_rows, start_run
+from pipelines.runs import registered, report_rows, start_run, trained_run
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
@@ -87,6 +88,7 @@ def run(config: TrainConfig) -> None:
     """Ingest, train, judge, report."""
     started = time.perf_counter()
     check_result_path(config.result)
+    check_register(config)
     resumed, checkpoint = None, None
     if config.resume is not None:
         resumed, checkpoint = find_checkpoint(config)
@@ -103,6 +105,9 @@ def run(config: TrainConfig) -> None:
         return
     tracked_id, rows, seconds = tracked_training(config, judge, resumed, checkpoint, started)
     say(final_table(judge, rows, config.data.name))
+    if config.register is not None:
+        info, _ = trained_run(tracked_id, config.tracking)
+        say(f"\nregistered as {registered(config.register, info, config)}")
     say(f"\n{seconds:.0f} s, {peak_memory_gb():.1f} GB at most. The run in the MLflow UI:")
     say(how_to_open(tracked_id, config.tracking.uri))
 
@@ -157,6 +162,21 @@ def tracked_training(
         tracked.artifact_text("table.txt", final_table(judge, rows, config.data.name) + "\n")
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     return tracked.run_id, rows, seconds
+
+
+def check_register(config: TrainConfig) -> None:
+    """Refuses a name that the registry would not take, before any work starts.
+
+    Raises:
+        ValueError: naming the nearest; or settings that leave nothing to register.
+    """
+    if config.register is None:
+        return
+    from recsys.tracking.registry import check_model_name
+
+    check_model_name(config.register, "register")
+    if config.plan:
+        raise ConfigError(f"plan=true trains nothing that register={config.register} could name")
 
 
 def final_table(judge: Judge | ClickJudge, rows: list[dict[str, Any]], title: str) -> str:

@@ -32,7 +32,7 @@ from typing import Literal
 
 import numpy as np
 
-from recsys.evaluation.click_metrics import log_losses
+from recsys.evaluation.click_metrics import auc, gauc, log_losses, logloss
 from recsys.evaluation.cohorts import PREFIX, parts_of
 from recsys.evaluation.compare import (
     CLICK_METRICS,
@@ -153,10 +153,7 @@ def decide(
         CompareError: other questions, no such metric or cohort, a margin or level out of range, or
             so few draws that nothing could be shown.
     """
-    if not (math.isfinite(margin) and margin >= 0):
-        raise CompareError(f"margin must be a number from 0, not {margin}")
-    if not 0 < level < 1:
-        raise CompareError(f"level must be between 0 and 1, not {level}")
+    check_numbers(margin, level)
     check_same_questions(challenger, champion)
     for answers in (challenger, champion):
         if metric not in (known := metrics_of(answers)):
@@ -217,6 +214,29 @@ def decide(
             )
         )
     return Decision(metric, margin, level, found)
+
+
+def check_numbers(margin: float, level: float) -> None:
+    """Refuses a margin or level out of range.
+
+    Raises:
+        CompareError: naming it.
+    """
+    if not (math.isfinite(margin) and margin >= 0):
+        raise CompareError(f"margin must be a number from 0, not {margin}")
+    if not 0 < level < 1:
+        raise CompareError(f"level must be between 0 and 1, not {level}")
+
+
+def mean_of(answers: Answers, metric: str) -> float:
+    """A metric of one model's answers."""
+    frame = answers.frame
+    if not answers.of_clicks:
+        return float(frame[metric].to_numpy().mean())
+    labels_N, scores_N = frame["label"].to_numpy(), frame["score"].to_numpy()
+    if metric == "gauc":
+        return gauc(labels_N, scores_N, answers.users, answers.weighting)
+    return (auc if metric == "auc" else logloss)(labels_N, scores_N)
 
 
 def check_guards(answers: Answers, cohorts: Sequence[str]) -> None:

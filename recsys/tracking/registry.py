@@ -142,11 +142,10 @@ def find_version(uri: str, reference: str) -> Version:
             raise TrackingError(f"model={reference}: {_no_such_name(name, names)}")
         model = client.get_registered_model(name)
         aliases = _aliases(model)
-        if read["alias"] is not None and read["alias"] not in aliases:
-            raise TrackingError(
-                f"model={reference}: {_no_such_alias(read['alias'], name, aliases)}"
-            )
-        number = int(read["number"] or aliases[read["alias"]])
+        alias: str | None = read["alias"]
+        if alias is not None and alias not in aliases:
+            raise TrackingError(f"model={reference}: {_no_such_alias(alias, name, aliases)}")
+        number = int(read["number"]) if alias is None else aliases[alias]
         numbers = {int(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
         if number not in numbers:
             there = ", ".join(str(n) for n in sorted(numbers)) or "none"
