@@ -156,11 +156,7 @@ def decide(
     check_numbers(margin, level)
     check_same_questions(challenger, champion)
     for answers in (challenger, champion):
-        if metric not in (known := metrics_of(answers)):
-            raise CompareError(
-                f"metric={metric} is not among what {answers.name} was measured by: "
-                f"{', '.join(known)}"
-            )
+        _check_metric(answers, metric)
     check_guards(challenger, cohorts)
     N = len(challenger.frame)
     rows = {(OVERALL, ""): np.ones(N, dtype=bool)}
@@ -228,8 +224,20 @@ def check_numbers(margin: float, level: float) -> None:
         raise CompareError(f"level must be between 0 and 1, not {level}")
 
 
+def _check_metric(answers: Answers, metric: str) -> None:
+    if metric not in (known := metrics_of(answers)):
+        raise CompareError(
+            f"metric={metric} is not among what {answers.name} was measured by: {', '.join(known)}"
+        )
+
+
 def mean_of(answers: Answers, metric: str) -> float:
-    """A metric of one model's answers."""
+    """A metric of one model's answers.
+
+    Raises:
+        CompareError: it was not measured.
+    """
+    _check_metric(answers, metric)
     frame = answers.frame
     if not answers.of_clicks:
         return float(frame[metric].to_numpy().mean())

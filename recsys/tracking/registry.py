@@ -246,8 +246,8 @@ def _create(client: MlflowClient, name: str) -> None:
 
     try:
         client.create_registered_model(name)
-    except MlflowException as error:  # another run may have made it at the same moment
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+    except MlflowException:
+        if name not in _names(client):  # else another run has made it at the same moment
             raise
 
 

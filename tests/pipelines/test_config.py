@@ -27,6 +27,7 @@ from pipelines.schemas import (
     LogisticRegressionConfig,
     MeanPoolingConfig,
     NextItemTrainerConfig,
+    PromoteConfig,
     RecommendConfig,
     SampledSoftmaxConfig,
     SASRecConfig,
@@ -42,6 +43,7 @@ COMMANDS = {
     "backtest": BacktestConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
+    "promote": PromoteConfig,
     "recommend": RecommendConfig,
     "ui": UIConfig,
 }
@@ -81,6 +83,7 @@ def test_every_file_we_ship_composes(command: str, group: str, choice: str) -> N
     overrides += ["run=latest"] if command in ("evaluate", "recommend") else []
     overrides += ["output=top.parquet"] if command == "recommend" else []
     overrides += ["runs=[latest]"] if command == "compare" else []
+    overrides += ["run=latest", "name=films"] if command == "promote" else []
     overrides += ["candidate_set.path=x.parquet"] if choice == "given" else []
     config = compose(command, COMMANDS[command], overrides)
     assert build(COMMANDS[command], asdict(config), lambda key: "") == config
