@@ -135,9 +135,9 @@ def check(config: BacktestConfig) -> None:
         )
     if not config.retrained and not config.frozen:
         raise ConfigError("retrained=false and frozen=false leave nobody to ask")
-    given = {"plan": config.plan, "resume": config.resume, "register": config.register}
-    for name in (name for name, value in given.items() if value):
-        raise ConfigError(f"{name}= is of train, not of backtest")
+    for name in ("plan", "resume", "register"):
+        if getattr(config, name):
+            raise ConfigError(f"{name}= is of train, not of backtest")
     if not isinstance(config.split, TimeConfig):
         raise ConfigError(f"split={config.split.name} has no cuts: a back-test takes split=time")
     usual = replace(config.split, validation_cut=0.8, test_cut=0.9, test_until=None)

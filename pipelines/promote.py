@@ -55,6 +55,10 @@ def run(config: PromoteConfig) -> int:
 
     uri = config.tracking.uri or tracking_uri()
     info, trained = trained_run(config.run, config.tracking)
+    if info.status != "FINISHED":
+        raise ConfigError(
+            f"run {info.run_id} ('{info.name}') is {info.status}: only finished runs are promoted"
+        )
     champion = champion_of(uri, config.name)
     if champion is not None and champion.run_id == info.run_id:
         write_result(config.result, run_id=None, seconds=0, rows=[], promoted=True)
@@ -280,6 +284,7 @@ def cells_of(decision: Decision) -> list[list[str]]:
 
 def in_markdown(decision: Decision, against: str, outcome: str) -> str:
     """For the pages of version and run."""
+    rows = cells_of(decision)
     lines = [
         f"**{outcome}**",
         "",
@@ -287,7 +292,8 @@ def in_markdown(decision: Decision, against: str, outcome: str) -> str:
         "",
         f"| part | questions | ahead in {decision.metric} | at least | p (Holm) | verdict |",
         "|---|---|---|---|---|---|",
-        *(f"| {' | '.join(cells)} |" for cells in cells_of(decision)),
+        # The names of parts come from the data.
+        *("| " + " | ".join(c.replace("|", "/") for c in cells) + " |" for cells in rows),
     ]
     return "\n".join(lines)
 

@@ -381,6 +381,13 @@ def test_a_run_without_a_model_is_refused(place: Place, uri: str, command: Comma
     command("evaluate", f"run={good}", "evaluation.baselines=false", "result=judged.json")
     said = refused(command, place, "promote", f"run={run_of(place, 'judged')}", "name=wrong")
     assert "is a run of evaluate, which holds no model" in said
+    answers = f"answers=[{run_of(place, 'judged')}]"
+    _open_client(uri).update_run(good, status="FAILED")
+    try:
+        said = refused(command, place, "promote", f"run={good}", "name=wrong", answers)
+        assert "is FAILED: only finished runs are promoted" in said
+    finally:
+        _open_client(uri).update_run(good, status="FINISHED")
 
 
 @pytest.mark.parametrize(
