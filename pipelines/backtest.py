@@ -142,9 +142,9 @@ def check(config: BacktestConfig) -> None:
         )
     if not config.retrained and not config.frozen:
         raise ConfigError("retrained=false and frozen=false leave nobody to ask")
-    if config.resume is not None or config.plan:
-        name = "plan" if config.plan else "resume"
-        raise ConfigError(f"{name}= is of train, not of backtest")
+    for name in ("plan", "resume", "register"):
+        if getattr(config, name):
+            raise ConfigError(f"{name}= is of train, not of backtest")
     if not isinstance(config.split, TimeConfig):
         raise ConfigError(f"split={config.split.name} has no cuts: a back-test takes split=time")
     usual = replace(config.split, validation_cut=0.8, test_cut=0.9, test_until=None)

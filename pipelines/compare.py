@@ -118,34 +118,12 @@ def gather(infos: list[RunInfo], baselines: bool) -> tuple[Answers, list[Answers
     Raises:
         ConfigError: a run that has not finished, or one without answers.
     """
-    import polars as pl
-    import yaml
-
-    from recsys.evaluation.compare import Answers
-
     found: list[tuple[Answers, RunInfo]] = []
     legend = ""
     for number, info in enumerate(infos):
-        if info.tags.get("pipeline") not in ("train", "evaluate"):
-            raise ConfigError(
-                f"run {info.run_id} ('{info.name}') is a run of {info.tags.get('pipeline')}, which "
-                "answers no questions; name runs of train or evaluate"
-            )
-        if info.status != "FINISHED":
-            raise ConfigError(
-                f"run {info.run_id} ('{info.name}') is {info.status}: only finished runs can be "
-                "compared"
-            )
-        config = yaml.safe_load(info.artifact("config.yaml").read_text(encoding="utf-8"))
-        weighting = config["evaluation"].get("gauc_weighting", "impressions")
-        rows = json.loads(info.artifact("table.json").read_text(encoding="utf-8"))
+        found += [(made, info) for made in answers_of(info, baselines and number == 0)]
         if number == 0:
-            legend = info.artifact("table.txt").read_text(encoding="utf-8").strip().split("\n\n")[0]
-        for row in rows if baselines and number == 0 else rows[:1]:
-            _, protocol, _ = next(iter(row["metrics"])).split("/")
-            file = info.artifact(f"per_question/test/{file_name(row['model'])}.parquet")
-            answers = Answers(row["model"], protocol, pl.read_parquet(file), weighting)
-            found.append((answers, info))
+            legend = legend_of(info)
     if len(found) < 2:
         raise ConfigError(
             f"run {infos[0].run_id} ('{infos[0].name}') has no baselines to be held against "
@@ -160,6 +138,43 @@ def gather(infos: list[RunInfo], baselines: bool) -> tuple[Answers, list[Answers
             legend += f"\n{name}: {info.name}"
         renamed.append(replace(answers, name=name))
     return renamed[0], renamed[1:], legend
+
+
+def answers_of(info: RunInfo, baselines: bool) -> list[Answers]:
+    """What the model of a run answered to the test, and its baselines after it if they are asked.
+
+    Raises:
+        ConfigError: a run that has not finished, or one without answers.
+    """
+    import polars as pl
+    import yaml
+
+    from recsys.evaluation.compare import Answers
+
+    if info.tags.get("pipeline") not in ("train", "evaluate"):
+        raise ConfigError(
+            f"run {info.run_id} ('{info.name}') is a run of {info.tags.get('pipeline')}, which "
+            "answers no questions; name runs of train or evaluate"
+        )
+    if info.status != "FINISHED":
+        raise ConfigError(
+            f"run {info.run_id} ('{info.name}') is {info.status}: only finished runs can be "
+            "compared"
+        )
+    config = yaml.safe_load(info.artifact("config.yaml").read_text(encoding="utf-8"))
+    weighting = config["evaluation"].get("gauc_weighting", "impressions")
+    rows = json.loads(info.artifact("table.json").read_text(encoding="utf-8"))
+    found = []
+    for row in rows if baselines else rows[:1]:
+        _, protocol, _ = next(iter(row["metrics"])).split("/")
+        file = info.artifact(f"per_question/test/{file_name(row['model'])}.parquet")
+        found.append(Answers(row["model"], protocol, pl.read_parquet(file), weighting))
+    return found
+
+
+def legend_of(info: RunInfo) -> str:
+    """The protocol of a run in words."""
+    return info.artifact("table.txt").read_text(encoding="utf-8").strip().split("\n\n")[0]
 
 
 def usual_metric(reference: Answers) -> str:

@@ -5,7 +5,8 @@ it names, through Hydra's compose API (which, unlike `hydra.main`, leaves nothin
 directory), and reach `run` as one checked dataclass.
 
 Exit codes: 0 done, 1 the machine refused (disk full, no permission), 2 a wrong setting or input,
-130 Ctrl-C. Hydra is imported late: nothing heavy stands between a user and `--help`.
+3 a decision against (promote), 130 Ctrl-C. Hydra is imported late: nothing heavy stands between a
+user and `--help`.
 """
 
 from __future__ import annotations
@@ -135,6 +136,8 @@ def compose(
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         try:
             values = OmegaConf.to_container(hydra_compose(name, for_hydra), resolve=True)
+            assert isinstance(values, dict)
+            values |= {s.key: s.outside for s in settings if s.is_outside}
         except MissingConfigException as error:
             raise ConfigError(_no_such_choice(error.missing_cfg_file or "", search)) from error
         except yaml.YAMLError as error:
@@ -261,18 +264,26 @@ class _Setting:
             *added*, so that Hydra refuses no key and every unknown one is found, and explained, in
             the same place.
         is_choice: whether it is a choice of a config group.
+        is_outside: whether Hydra must not see it: a text setting that is called as a group of other
+            commands, which Hydra would take it for (`evaluate model=NAME@champion`).
+        outside: the value of such a setting.
     """
 
     text: str
     key: str
     for_hydra: str
     is_choice: bool = False
+    is_outside: bool = False
+    outside: str | None = None
 
     @classmethod
     def read(cls, text: str, name: str, schema: type, search: list[Path]) -> _Setting:
         sign, key, value = _split(text)
         group = key.partition("@")[0]
         known = choices(group, search)
+        if known and group not in groups(name) and _is_text(schema, key) and sign != "~" and value:
+            whole = None if value == "=null" else value[1:]
+            return cls(text, key, "", is_outside=True, outside=whole)
         if known and not value.startswith("={"):
             if group.partition("/")[0] not in groups(name):
                 raise ConfigError(

@@ -3,6 +3,7 @@ r"""Judge a tracked run again: an offline evaluation job.
 Examples:
   python -m pipelines.evaluate run=latest
   python -m pipelines.evaluate run=RUN_ID evaluation.filter_seen=false
+  python -m pipelines.evaluate model=NAME@champion
   python -m pipelines.evaluate run=CLICK_RUN_ID evaluation.gauc_weighting=clicks
   python -m pipelines.evaluate run=RUN_ID data=log data.path=newer.parquet
   python -m pipelines.evaluate recommendations=their_top100.parquet data=ml_1m split=loo
@@ -49,7 +50,14 @@ from pipelines.judging import (
 )
 from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, write_result
-from pipelines.runs import find_run, name_dataset, report_rows, start_run, trained_run
+from pipelines.runs import (
+    find_run,
+    name_dataset,
+    report_rows,
+    run_of,
+    start_run,
+    trained_run,
+)
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
@@ -57,6 +65,7 @@ from pipelines.schemas import (
     EvaluateConfig,
     EvaluationConfig,
     TimeConfig,
+    TrackingConfig,
     TrainConfig,
 )
 from pipelines.story import begun, tell
@@ -70,11 +79,13 @@ if TYPE_CHECKING:
 def implied(overrides: list[str]) -> list[str]:
     """What of `evaluation` and `candidate_set` was not said is as in the run's training."""
     given = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in overrides)}
-    if "run" not in given:
-        return []
+    run, model = (None if (v := given.get(k)) == "null" else v for k in ("run", "model"))
+    if (run is None) == (model is None):
+        return []  # lists of another system, or refused later on
     import yaml
 
-    info = find_run(given["run"], given.get("tracking.uri"))
+    uri = given.get("tracking.uri")
+    info = find_run(run_of(run, model, TrackingConfig("", uri)), uri)
     if info.tags.get("pipeline") != "train":
         return []  # refused later on
     trained = yaml.safe_load(info.artifact("config.yaml").read_text(encoding="utf-8"))
@@ -98,19 +109,21 @@ def run(config: EvaluateConfig) -> None:
     """Load, ask, report."""
     started = time.perf_counter()
     check_result_path(config.result)
-    if (config.run is None) == (config.recommendations is None):
+    if [config.run, config.model, config.recommendations].count(None) != 2:
         raise ConfigError(
-            "run= names the run whose model is judged, recommendations= the file of another "
-            "system's lists: one of them is needed, and only one"
+            "run= names the run whose model is judged, model= its version in the registry "
+            "(NAME@champion, NAME/3), recommendations= the file of another system's lists: one of "
+            "them is needed, and only one"
         )
     if isinstance(config.evaluation, EvaluationConfig):
         check_evaluation(config.evaluation)
     else:
         check_click_evaluation(config.evaluation)
-    if config.run is None:
+    if config.recommendations is not None:
         judge_recommendations(config, started)
         return
-    info, trained = trained_run(config.run, config.tracking)
+    run_id = run_of(config.run, config.model, config.tracking)
+    info, trained = trained_run(run_id, config.tracking)
     data, split_config = config.data or trained.data, config.split or trained.split
     evaluation = config.evaluation
     if evaluation.name != trained.evaluation.name:

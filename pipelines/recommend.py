@@ -2,6 +2,7 @@ r"""Top-K lists from a tracked run, as Parquet: user, rank, item, score, model, 
 
 Examples:
   python -m pipelines.recommend run=latest output=top.parquet
+  python -m pipelines.recommend model=NAME@champion output=top.parquet
   python -m pipelines.recommend run=RUN_ID k=100 output=top.parquet users=people.csv
   python -m pipelines.recommend run=latest output=top.parquet histories='new/*.parquet'
   python -m pipelines.recommend run=latest output=top.parquet \
@@ -40,7 +41,7 @@ from pipelines.people import (
     what_is_seen,
 )
 from pipelines.result import check_result_path, write_result
-from pipelines.runs import trained_run
+from pipelines.runs import run_of, trained_run
 from pipelines.schemas import ClicksConfig, RecommendConfig
 from pipelines.ui import how_to_open
 
@@ -68,7 +69,8 @@ def run(config: RecommendConfig) -> None:
     from recsys.serving.recommender import Recommender, check_vocabulary, event_counts
     from recsys.training.saved_model import ModelError, read_description
 
-    info, trained = trained_run(config.run, config.tracking)
+    run_id = run_of(config.run, config.model, config.tracking)
+    info, trained = trained_run(run_id, config.tracking)
     data = config.data or trained.data
     folder = info.model()
     described = read_description(folder)

@@ -11,13 +11,20 @@ from pipelines.entry import as_yaml
 from pipelines.judging import file_name, say
 from pipelines.paths import artifact_root, outbox_dir, tracking_uri
 from pipelines.result import without_nan
-from pipelines.schemas import DataConfig, TrackingConfig, TrainConfig
+from pipelines.schemas import (
+    ClickEvaluationConfig,
+    DataConfig,
+    EvaluationConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from pipelines.clicks import ClickJudge
     from pipelines.judging import Judge
+    from recsys.tracking.registry import Version
     from recsys.tracking.run import RunInfo, TrackedRun
 
     class Tracked(DataclassInstance, Protocol):
@@ -123,6 +130,52 @@ def report_rows(tracked: TrackedRun, rows: Sequence[Mapping[str, Any]]) -> None:
         prefix = f"versus/{file_name(row['model'])}"
         tracked.metrics({f"{prefix}/{name}": v for name, v in row["metrics"].items()}, 0)
     tracked.artifact_json("table.json", without_nan(list(rows)))
+
+
+def run_of(run: str | None, model: str | None, tracking: TrackingConfig) -> str:
+    """The run that `run=` names, or of which the version is that `model=` names.
+
+    Args:
+        run: its id, or "latest".
+        model: `NAME@ALIAS` or `NAME/3`, in the registry.
+        tracking: where both are kept.
+
+    Raises:
+        ValueError: neither or both are given, or there is no such version.
+    """
+    if (run is None) == (model is None):
+        raise ConfigError(
+            "run= names a training run, model= a version in the registry (NAME@champion, NAME/3): "
+            "one of them is needed, and only one"
+        )
+    if model is None:
+        assert run is not None
+        return run
+    from recsys.tracking.registry import find_version
+
+    return find_version(tracking.uri or tracking_uri(), model).run_id
+
+
+def registered(name: str, info: RunInfo, trained: TrainConfig) -> Version:
+    """The version of a name that is the model of a training run, made if absent.
+
+    A new version is tagged with protocol, headline metric and fingerprint of the data.
+    """
+    from recsys.tracking.registry import register_run
+
+    tags = {key: value for key, value in info.tags.items() if key in ("protocol", "store")}
+    headline = headline_metric(trained.evaluation)
+    for metric, value in info.metrics.items():
+        if metric == f"test/{info.tags.get('protocol')}/{headline}":
+            tags[metric] = f"{value:.6g}"
+    return register_run(info.uri, name, info.run_id, tags)
+
+
+def headline_metric(evaluation: EvaluationConfig | ClickEvaluationConfig) -> str:
+    """What a model is known by: NDCG at 10 or the largest cut-off, of clicks AUC."""
+    from pipelines.examining import reporting_metric
+
+    return reporting_metric(evaluation.ks) if isinstance(evaluation, EvaluationConfig) else "auc"
 
 
 def trained_run(run: str, tracking: TrackingConfig) -> tuple[RunInfo, TrainConfig]:

@@ -713,6 +713,7 @@ class TrainConfig:
         result: a file for the final table as JSON.
         candidate_set: what a question lets a model choose from.
         audit: what the split may look like.
+        register: name in the registry, of which the finished model becomes a version.
     """
 
     data: DataConfig
@@ -730,6 +731,7 @@ class TrainConfig:
     plan: bool = False
     candidate_set: CandidatesConfig = FullCandidatesConfig("full")
     audit: AuditConfig = NO_AUDIT
+    register: str | None = None
 
 
 @dataclass(frozen=True)
@@ -742,6 +744,7 @@ class BacktestConfig(TrainConfig):
         resume: not of use here.
         result: a file for the table as JSON.
         plan: not of use here.
+        register: not of use here.
         cuts: two or more moments, as shares of the events or ISO dates. Between each two that
             follow each other lies a window; a model is trained on what comes before one window,
             chosen on it, and asked about the next.
@@ -771,6 +774,7 @@ class EvaluateConfig:
         audit: what the split may look like.
         tracking: where the run is kept.
         result: a file for the final table as JSON.
+        model: in place of run: a version in the registry, NAME@champion or NAME/3.
     """
 
     run: str | None
@@ -783,6 +787,7 @@ class EvaluateConfig:
     leaks: Literal["refuse", "mark"]
     tracking: TrackingConfig
     result: str | None
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -813,6 +818,38 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
+class PromoteConfig:
+    """Settings of `python -m pipelines.promote`.
+
+    Attributes:
+        run: the id of the training run that may become champion, or "latest".
+        name: of the registered model.
+        margin: what the run may lose against the champion, in the metric's own units.
+        metric: what is compared; null: ndcg_10 or the largest cut-off there is, of clicks auc.
+        cohorts: whose every part is guarded as the whole is.
+        level: of the lower bounds.
+        resamples: draws of users.
+        seed: of the draws.
+        answers: runs of evaluate, of the run or of the champion, whose answers are compared in
+            place of those of the training.
+        tracking: where runs and registry are kept.
+        result: a file for the decision as JSON.
+    """
+
+    run: str
+    name: str
+    margin: float
+    metric: str | None
+    cohorts: list[str]
+    level: float
+    resamples: int
+    seed: int
+    answers: list[str]
+    tracking: TrackingConfig
+    result: str | None
+
+
+@dataclass(frozen=True)
 class RecommendConfig:
     """Settings of `python -m pipelines.recommend`.
 
@@ -835,9 +872,10 @@ class RecommendConfig:
         tie_seed: of the order among equal scores.
         tracking: where the run is kept.
         result: a file for counts and times as JSON.
+        model: in place of run: a version in the registry, NAME@champion or NAME/3.
     """
 
-    run: str
+    run: str | None
     output: str
     k: int
     data: DataConfig | None
@@ -853,6 +891,7 @@ class RecommendConfig:
     tie_seed: int
     tracking: TrackingConfig
     result: str | None
+    model: str | None = None
 
 
 @dataclass(frozen=True)

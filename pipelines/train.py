@@ -7,6 +7,7 @@ Examples:
   python -m pipelines.train experiment=sasrec_ml1m data=log data.path='events/*.parquet' \
       data.columns.user=uid data.columns.item=sku data.columns.time=ts
   python -m pipelines.train experiment=sasrec_ml1m plan=true
+  python -m pipelines.train experiment=sasrec_ml1m register=films
   python -m pipelines.train resume=RUN_ID
 
 The log is ingested first, or found in the cache. Ctrl-C keeps the last checkpoint: resume=RUN_ID
@@ -63,9 +64,16 @@ from pipelines.judging import (
     split_counts,
     table,
 )
-from pipelines.paths import cache_dir
+from pipelines.paths import cache_dir, outbox_dir
 from pipelines.result import check_result_path, peak_memory_gb, write_result
-from pipelines.runs import find_run, name_dataset, report_rows, start_run
+from pipelines.runs import (
+    find_run,
+    name_dataset,
+    registered,
+    report_rows,
+    start_run,
+    trained_run,
+)
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
@@ -75,7 +83,7 @@ from pipelines.schemas import (
 )
 from pipelines.serving import how_to_serve, make_servable
 from pipelines.story import begun, tell
-from pipelines.ui import how_to_open
+from pipelines.ui import as_typed, how_to_open
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,6 +97,7 @@ def run(config: TrainConfig) -> None:
     """Ingest, train, judge, report."""
     started = time.perf_counter()
     check_result_path(config.result)
+    check_register(config)
     resumed, checkpoint = None, None
     if config.resume is not None:
         resumed, checkpoint = find_checkpoint(config)
@@ -105,8 +114,21 @@ def run(config: TrainConfig) -> None:
         return
     tracked_id, rows, seconds = tracked_training(config, judge, resumed, checkpoint, started)
     say(final_table(judge, rows, config.data.name))
+    if config.register is not None:
+        say(f"\n{register(config, config.register, tracked_id)}")
     say(f"\n{seconds:.0f} s, {peak_memory_gb():.1f} GB at most. The run in the MLflow UI:")
     say(how_to_open(tracked_id, config.tracking.uri))
+
+
+def register(config: TrainConfig, name: str, run_id: str) -> str:
+    """Makes the run's model a version of a name; returns what to say."""
+    from recsys.tracking.outbox import is_waiting
+
+    if is_waiting(outbox_dir(), run_id):
+        later = as_typed("promote", f"run={run_id}", f"name={name}")
+        return f"not registered, as its results wait; once they are delivered: {later}"
+    info, _ = trained_run(run_id, config.tracking)
+    return f"registered as {registered(name, info, config)}"
 
 
 def tracked_training(
@@ -154,6 +176,21 @@ def tracked_training(
         tracked.artifact_text("table.txt", final_table(judge, rows, config.data.name) + "\n")
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     return tracked.run_id, rows, seconds
+
+
+def check_register(config: TrainConfig) -> None:
+    """Refuses a name that the registry would not take, before any work starts.
+
+    Raises:
+        ValueError: naming the nearest; or settings that leave nothing to register.
+    """
+    if config.register is None:
+        return
+    from recsys.tracking.registry import check_model_name
+
+    check_model_name(config.register, "register")
+    if config.plan:
+        raise ConfigError(f"plan=true trains nothing that register={config.register} could name")
 
 
 def final_table(judge: Judge | ClickJudge, rows: list[dict[str, Any]], title: str) -> str:

@@ -357,17 +357,38 @@ def cohort_parts(frame: pl.DataFrame) -> Iterator[tuple[str, list[str], np.ndarr
     for column in frame.columns:
         if not column.startswith(PREFIX):
             continue
-        said = frame[column].to_frame("part").with_row_index("row")
-        if isinstance(said["part"].dtype, pl.List):
-            said = said.explode("part").unique(maintain_order=True)
-        names = sorted(said["part"].unique().to_list(), key=_order_of_part)
-        numbers = said["part"].replace_strict(names, range(len(names))).to_numpy()
+        names, rows, numbers = _numbered(frame[column])
         for begin in range(0, len(names), _TOGETHER):
             some = names[begin : begin + _TOGETHER]
             inside = (numbers >= begin) & (numbers < begin + len(some))
             parts_NM = np.zeros((len(frame), len(some)), dtype=bool)
-            parts_NM[said["row"].to_numpy()[inside], numbers[inside] - begin] = True
+            parts_NM[rows[inside], numbers[inside] - begin] = True
             yield column.removeprefix(PREFIX), some, parts_NM
+
+
+def parts_of(frame: pl.DataFrame, cohort: str) -> dict[str, np.ndarray]:
+    """Which questions are in each part of a cohort, bool [N] by the name of the part, in order.
+
+    Args:
+        frame: one row a question, with the column `cohort/NAME`.
+        cohort: its name.
+    """
+    names, rows, numbers = _numbered(frame[f"{PREFIX}{cohort}"])
+    found = {}
+    for number, name in enumerate(names):
+        found[name] = np.zeros(len(frame), dtype=bool)
+        found[name][rows[numbers == number]] = True
+    return found
+
+
+def _numbered(said: pl.Series) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The names of a cohort's parts in order, and pairs of a question and the part it is in."""
+    pairs = said.to_frame("part").with_row_index("row")
+    if isinstance(said.dtype, pl.List):
+        pairs = pairs.explode("part").unique(maintain_order=True)
+    names = sorted(pairs["part"].unique().to_list(), key=_order_of_part)
+    numbers = pairs["part"].replace_strict(names, range(len(names))).to_numpy()
+    return names, pairs["row"].to_numpy(), numbers
 
 
 def worst(cohorts: Sequence[Cohort], least: int = 100, *, largest: bool = False) -> Cohort | None:

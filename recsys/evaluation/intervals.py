@@ -64,6 +64,19 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A number, and what it becomes when users are drawn anew.
+
+    Attributes:
+        estimate: the number on all rows; NaN where it is not defined.
+        draws_R: of each draw in which it is defined, in ascending order.
+    """
+
+    estimate: float
+    draws_R: np.ndarray
+
+
 def bootstrap_means(
     values_N: np.ndarray,
     users_N: np.ndarray,
@@ -156,6 +169,32 @@ def bootstrap_parts(
     Raises:
         ValueError: as `bootstrap_means`, or a part is empty.
     """
+    sums_UM, counts_UM = _sums_of_parts(values_N, parts_NM, users_N)
+    return _of_ratios(sums_UM, counts_UM, resamples, seed, level)
+
+
+def drawn_parts(
+    values_N: np.ndarray,
+    parts_NM: np.ndarray,
+    users_N: np.ndarray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Drawn]:
+    """As `bootstrap_parts`, the draws themselves: M of them.
+
+    Raises:
+        ValueError: as `bootstrap_parts`.
+    """
+    sums_UM, counts_UM = _sums_of_parts(values_N, parts_NM, users_N)
+    means, users = _ratios(sums_UM, counts_UM, seed)
+    return _as_drawn(*_drawn(means, users, resamples, seed))
+
+
+def _sums_of_parts(
+    values_N: np.ndarray, parts_NM: np.ndarray, users_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each user's sum and number of questions in each part, both [U, M]."""
     values_N = np.asarray(values_N, dtype=np.float64)
     _check_finite(values_N[:, None])
     if not parts_NM.any(axis=0).all():
@@ -164,7 +203,7 @@ def bootstrap_parts(
     U = len(users_U)
     sums_UM = np.column_stack([_by_user(user_N, U, values_N * part) for part in parts_NM.T])
     counts_UM = np.column_stack([_by_user(user_N, U, part) for part in parts_NM.T])
-    return _of_ratios(sums_UM, counts_UM, resamples, seed, level)
+    return sums_UM, counts_UM
 
 
 def bootstrap_gain(
@@ -271,6 +310,12 @@ def _of_ratios(
     sums_UM: np.ndarray, counts_UM: np.ndarray, resamples: int, seed: int, level: float
 ) -> list[Interval]:
     """Of the drawn users' sums over the drawn users' counts, one count for all or one for each."""
+    means, users = _ratios(sums_UM, counts_UM, seed)
+    return _intervals(means, users, resamples, seed, level)
+
+
+def _ratios(sums_UM: np.ndarray, counts_UM: np.ndarray, seed: int) -> tuple[_Weighted, int]:
+    """The means [R, M] under weights of users, or of groups of them, and how many there are."""
     M = sums_UM.shape[1]
     both_UC = np.column_stack([sums_UM, counts_UM]).astype(np.float64)
     if len(both_UC) > MOST_DRAWN:
@@ -286,7 +331,7 @@ def _of_ratios(
         )
         return means_RM
 
-    return _intervals(means, len(both_UC), resamples, seed, level)
+    return means, len(both_UC)
 
 
 def bootstrap_metric(
@@ -352,16 +397,47 @@ def paired_bootstrap(
     Raises:
         ValueError: as `bootstrap_metric`.
     """
+    difference, users = _difference(labels_N, users_N, scores_a, scores_b, metric, weighting)
+    return _interval(difference, users, resamples, seed, level)
+
+
+def drawn_difference(
+    labels_N: np.ndarray,
+    users_N: np.ndarray,
+    scores_a: np.ndarray,
+    scores_b: np.ndarray,
+    metric: Metric,
+    *,
+    weighting: Weighting = "impressions",
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Drawn:
+    """As `paired_bootstrap`, the draws themselves.
+
+    Raises:
+        ValueError: what the metric itself refuses.
+    """
+    difference, users = _difference(labels_N, users_N, scores_a, scores_b, metric, weighting)
+    estimates_M, drawn_RM = _drawn(
+        lambda weights_RU: difference(weights_RU)[:, None], users, resamples, seed
+    )
+    return _as_drawn(estimates_M, drawn_RM)[0]
+
+
+def _difference(
+    labels_N: np.ndarray,
+    users_N: np.ndarray,
+    scores_a: np.ndarray,
+    scores_b: np.ndarray,
+    metric: Metric,
+    weighting: Weighting,
+) -> tuple[_Weighted, int]:
     users_U, user_N = distinct_users(users_N, len(labels_N))
     a, b = (
         _metric(labels_N, user_N, len(users_U), scores, metric, weighting)
         for scores in (scores_a, scores_b)
     )
-
-    def difference(weights_RU: np.ndarray) -> np.ndarray:
-        return a(weights_RU) - b(weights_RU)
-
-    return _interval(difference, len(users_U), resamples, seed, level)
+    return (lambda weights_RU: a(weights_RU) - b(weights_RU)), len(users_U)
 
 
 # How often each user counts in each resample, [R, U] → the metric of each resample, [R] or [R, M].
@@ -384,15 +460,12 @@ def _intervals(
             f"an interval takes at least 2 resamples and a level between 0 and 1, not {resamples} "
             f"and {level}"
         )
-    estimates_M = values(np.ones((1, users)))[0]
+    estimates_M, drawn_RM = _drawn(values, users, resamples, seed)
     if np.isnan(estimates_M).any():
         raise ValueError(
             "the metric is not defined on these rows: there is no row that was clicked beside one "
             "that was not (for GAUC: of the same user)"
         )
-    drawn_RM = np.concatenate(
-        [values(weights) for weights in _user_weights(users, resamples, seed)]
-    )
     ends_2M = np.nanquantile(drawn_RM, [(1 - level) / 2, (1 + level) / 2], axis=0)
     # The sample itself counts as a draw, so that no finite number of draws says "never".
     defined_M = (~np.isnan(drawn_RM)).sum(0) + 1
@@ -401,6 +474,22 @@ def _intervals(
     return [
         Interval(*(float(number) for number in numbers))
         for numbers in zip(estimates_M, *ends_2M, p_values_M, strict=True)
+    ]
+
+
+def _drawn(
+    values: _Weighted, users: int, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """On all rows [M], and of each draw [R, M]."""
+    estimates_M = values(np.ones((1, users)))[0]
+    drawn = [values(weights) for weights in _user_weights(users, resamples, seed)]
+    return estimates_M, np.concatenate(drawn)
+
+
+def _as_drawn(estimates_M: np.ndarray, drawn_RM: np.ndarray) -> list[Drawn]:
+    return [
+        Drawn(float(estimate), np.sort(draws_R[~np.isnan(draws_R)]))
+        for estimate, draws_R in zip(estimates_M, drawn_RM.T, strict=True)
     ]
 
 

@@ -28,6 +28,7 @@ from pipelines.schemas import (
     LogisticRegressionConfig,
     MeanPoolingConfig,
     NextItemTrainerConfig,
+    PromoteConfig,
     RecommendConfig,
     SampledSoftmaxConfig,
     SASRecConfig,
@@ -44,6 +45,7 @@ COMMANDS = {
     "backtest": BacktestConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
+    "promote": PromoteConfig,
     "recommend": RecommendConfig,
     "export": ExportConfig,
     "ui": UIConfig,
@@ -86,6 +88,7 @@ def test_every_file_we_ship_composes(command: str, group: str, choice: str) -> N
     overrides += ["output=model.onnx"] if command == "export" else []
     overrides += ["output=top.parquet"] if command == "recommend" else []
     overrides += ["runs=[latest]"] if command == "compare" else []
+    overrides += ["run=latest", "name=films"] if command == "promote" else []
     overrides += ["candidate_set.path=x.parquet"] if choice == "given" else []
     config = compose(command, COMMANDS[command], overrides)
     assert build(COMMANDS[command], asdict(config), lambda key: "") == config
