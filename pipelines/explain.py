@@ -115,11 +115,9 @@ def check_settings(config: ExplainConfig) -> None:
     Raises:
         ConfigError: naming the setting.
     """
-    from recsys.explain.page import ITEMS
-
     check_result_path(config.result)
-    if not 1 <= config.k <= ITEMS - 1:
-        raise ConfigError(f"k must be from 1 to {ITEMS - 1}, not {config.k}: each item has a map")
+    if config.k < 1:
+        raise ConfigError(f"k must be at least 1, not {config.k}")
     if config.sample < 1 or config.seed < 0 or (config.count or 1) < 1:
         raise ConfigError("sample and count must be at least 1, seed must not be negative")
     if config.users is not None and config.count is not None:

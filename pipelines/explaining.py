@@ -46,6 +46,8 @@ NEXT_ITEM_NOTES = [
     "item of a list, the drops are not. In layers behind the first, events stand for what they "
     "have gathered from others; “rolled out” multiplies the layers, each half attention, half the "
     "event itself.",
+    "Without an event the scores of other items change too: the place says where the item would "
+    "then stand among all that can be recommended.",
 ]
 CLICK_NOTES = [
     "Here the candidate looks at the history, so each candidate has maps of its own. Scores are "

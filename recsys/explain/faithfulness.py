@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 FEWEST_EVENTS = 3
 TRACKS, LOOSELY = 0.5, 0.2  # rank correlations from which a map tracks the model, and does loosely
@@ -76,13 +75,19 @@ def rank_correlation(weights_L: np.ndarray, drops_L: np.ndarray, score: float = 
 def ranks(values_L: np.ndarray, size: float | None = None) -> np.ndarray:
     """Ranks from 1; values that float32 could not tell apart share the mean of theirs.
 
+    >>> ranks(np.array([0.5, 0.1, 0.5, 0.9])).tolist()
+    [2.5, 1.0, 2.5, 4.0]
+
     Args:
         values_L: any.
         size: of the numbers that they were computed from; None: of the largest.
     """
     largest = float(np.abs(values_L).max(initial=0.0)) if size is None else size
     step = 8 * float(np.finfo(np.float32).eps) * largest or 1.0
-    found: np.ndarray = rankdata(np.round(np.asarray(values_L, dtype=np.float64) / step))
+    rounded = np.round(np.asarray(values_L, dtype=np.float64) / step)
+    _, place, counts = np.unique(rounded, return_inverse=True, return_counts=True)
+    means = np.cumsum(counts) - (counts - 1) / 2
+    found: np.ndarray = means[place]
     return found
 
 

@@ -21,7 +21,6 @@ from recsys.explain.explanation import Explanation, Person
 from recsys.explain.faithfulness import Correlation, mean_correlation
 from recsys.explain.summary import Summary
 
-ITEMS = 12  # of a list, that the style knows
 STEPS = 50  # back, that the drawing of recency shows
 _HEAT, _NEGATIVE = (37, 99, 235), (217, 83, 30)
 _STYLE = """
@@ -34,7 +33,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 h3 { font-size: 1.05rem; margin: 0; } h3 small { font-weight: 400; opacity: .7; }
 p.legend, .note { opacity: .75; } p.legend { margin-top: 0; } .note { font-size: .87rem; }
-.short { border-left: 4px solid rgb(var(--heat)); padding: .1rem 1rem; background: var(--soft); }
+.short { border-left: 4px solid rgb(var(--heat)); padding: .5rem 1rem; background: var(--soft); }
+.short p { margin: .2rem 0; }
 nav { display: flex; flex-wrap: wrap; gap: .4rem; margin: .8rem 0; }
 nav a { border: 1px solid var(--line); border-radius: 1rem; padding: 0 .7rem; color: inherit;
   text-decoration: none; font-size: .9rem; }
@@ -58,13 +58,14 @@ img { image-rendering: pixelated; }
   border-radius: .4rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 .scroll table { width: 100%; }
-th, td { padding: .16rem .55rem; text-align: right; white-space: nowrap; font-weight: 400; }
+th, td { padding: .16rem .45rem; text-align: right; white-space: nowrap; font-weight: 400; }
 thead th { font-weight: 600; border-bottom: 1px solid var(--line); }
 .scroll thead th { position: sticky; top: 0; background: Canvas; }
 th.words, td.words { text-align: left; white-space: normal; }
-td.heat { background: rgb(var(--heat) / var(--w)); min-width: 2.6rem; }
-td.heat.minus { background: rgb(217 83 30 / var(--w)); }
-td.bar { min-width: 9rem; padding: 0 .3rem; }
+.scroll th { white-space: normal; } .scroll td.words { min-width: 13rem; width: 99%; }
+td.heat { background: rgb(var(--heat) / calc(var(--w) * .75)); min-width: 3.1rem; }
+td.heat.minus { background: rgb(217 83 30 / calc(var(--w) * .75)); }
+td.bar { min-width: 8rem; padding: 0 .3rem; }
 td.bar i { display: block; height: .75rem; border-radius: 2px; width: calc(50% * var(--w));
   margin-left: 50%; background: var(--up); }
 td.bar i.minus { background: var(--down); margin-left: calc(50% - 50% * var(--w)); }
@@ -72,7 +73,7 @@ tbody tr:hover td:not(.heat) { background: var(--soft); }
 details { margin: .6rem 0; } summary { cursor: pointer; }
 .maps { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: .6rem; }
 figure { margin: 0; } figcaption { font-size: .85rem; opacity: .75; }
-.maps img { width: 15rem; height: 15rem; border: 1px solid var(--line); }
+.maps img { width: 13.6rem; height: 13.6rem; border: 1px solid var(--line); }
 .panels { display: flex; flex-wrap: wrap; gap: 1.2rem; } .panels svg { max-width: 100%; }
 svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
 .c0 { stroke: #2563eb; } .c1 { stroke: #d9531e; } .c2 { stroke: #2f8f5b; } .c3 { stroke: #9b51c8; }
@@ -82,9 +83,7 @@ svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
   .c3 { stroke: #c58af0; } .c4 { stroke: #e0a84a; } .c5 { stroke: #4cc7d6; }
   .c6 { stroke: #f07ab2; } .c7 { stroke: #a0a6b0; } }
 @media print { .scroll { max-height: none; } }
-""" + "".join(
-    f"article:has(.pick{k}:checked) .of:not(.of{k}) {{ display: none; }}\n" for k in range(ITEMS)
-)
+"""
 
 
 def page(
@@ -120,10 +119,15 @@ def page(
         "<h2>How to read this page</h2>",
         _paragraphs(notes, "note"),
     ]
+    items = max((len(person.asked) for person in people), default=0)
+    choice = "".join(
+        f"article:has(.pick{item}:checked) .of:not(.of{item}) {{ display: none; }}\n"
+        for item in range(items)
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>"
+        f"<title>{escape(title)}</title><style>{_STYLE}{choice}</style></head>\n<body>"
         + "\n".join(body)
         + "</body></html>\n"
     )
@@ -192,7 +196,7 @@ def _article(number: int, person: Person) -> str:
     events = f"{person.length:,} event{'s' if person.length != 1 else ''}"
     if read < person.length:
         events += f", of which the model reads the newest {read:,}"
-    heading = f"<h3>{escape(str(person.raw))} <small>{events}</small></h3>"
+    heading = f"<h3>User {escape(str(person.raw))} <small>{events}</small></h3>"
     if explanation is None:
         nothing = "No event that the model reads: there is nothing to explain."
         return f'<article id="u{number}">{heading}<p class="note">{nothing}</p></article>'
@@ -300,7 +304,7 @@ def _events(person: Person, explanation: Explanation) -> str:
     kind = {item: "" if alike else f" of of{item}" for item in chosen}
     head = '<th>back</th><th class="words">item</th>'
     for item in chosen:
-        head += "".join(f'<th class="{kind[item]}">{escape(name)}</th>' for name in names)
+        head += "".join(f'<th class="{kind[item]}">{_in_two(name)}</th>' for name in names)
     for item in range(len(person.asked)):
         head += f'<th class="of of{item}" colspan="2">score drop without it</th>'
         if removal.places_KL is not None:
@@ -337,6 +341,11 @@ def _events(person: Person, explanation: Explanation) -> str:
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _in_two(name: str) -> str:
+    """The name of a map over two lines."""
+    return escape(name).replace("layer ", "layer&nbsp;").replace("head ", "head&nbsp;")
 
 
 def _layers(explanation: Explanation) -> str:
@@ -457,7 +466,7 @@ def _similarity(summary: Summary) -> str:
             "<td>–</td>"
             if value != value
             else f'<td class="heat{" minus" if value < 0 else ""}" '
-            f'style="--w:{abs(value) * 0.8:.2f}">{short_number(value)}</td>'
+            f'style="--w:{abs(value):.2f}">{short_number(value)}</td>'
             for value in row
         )
         rows.append(f'<tr><td class="words">{escape(name)}</td>{cells}</tr>')
