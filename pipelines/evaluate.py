@@ -36,6 +36,7 @@ from pipelines.clicks import (
 from pipelines.entry import main
 from pipelines.examining import audited, examined, make_judge, reporting_metric
 from pipelines.examining_clicks import examined_clicks
+from pipelines.explaining import explain_sample
 from pipelines.ingest import make_store
 from pipelines.judging import (
     Judge,
@@ -301,6 +302,8 @@ def track(
             report = examined_clicks(judge, models, tracked, title)
         rows = report.rows
         report_rows(tracked, rows)
+        if config.run is not None:
+            explain_sample(*next(iter(models.items())), judge, data, tracked)
         text = (
             table(judge, rows, title)
             if isinstance(judge, Judge)

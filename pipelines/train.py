@@ -43,6 +43,7 @@ from pipelines.clicks import (
 from pipelines.entry import compose, main
 from pipelines.examining import Report, audited, examined, make_judge
 from pipelines.examining_clicks import examined_clicks
+from pipelines.explaining import explain_sample
 from pipelines.fitting import (
     check_memory,
     choose_rows,
@@ -374,6 +375,7 @@ def train_and_judge(
     else:
         found = examined(judge, models, tracked, config.data.name)
     report_rows(tracked, found.rows)
+    explain_sample(title, model, judge, config.data, tracked)
     kept = f"{parameters:,} parameters, epoch {fitted.best_epoch} of {fitted.epochs} kept"
     shown = dataclasses.replace(found, figures=[*drawn, *found.figures])
     return shown, [kept, fitted.cost.in_words]

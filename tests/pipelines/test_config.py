@@ -20,6 +20,7 @@ from pipelines.schemas import (
     DataConfig,
     DINConfig,
     EvaluateConfig,
+    ExplainConfig,
     ExportConfig,
     FullSoftmaxConfig,
     GBCEConfig,
@@ -48,6 +49,7 @@ COMMANDS = {
     "promote": PromoteConfig,
     "recommend": RecommendConfig,
     "export": ExportConfig,
+    "explain": ExplainConfig,
     "ui": UIConfig,
     "sync": SyncConfig,
 }
@@ -84,7 +86,8 @@ def shipped() -> list[tuple[str, str, str]]:
 def test_every_file_we_ship_composes(command: str, group: str, choice: str) -> None:
     overrides = [f"{group}={choice}"]
     overrides += ["data.path=x.csv"] if choice == "log" else []
-    overrides += ["run=latest"] if command in ("evaluate", "recommend", "export") else []
+    of_a_run = ("evaluate", "recommend", "export", "explain")
+    overrides += ["run=latest"] if command in of_a_run else []
     overrides += ["output=model.onnx"] if command == "export" else []
     overrides += ["output=top.parquet"] if command == "recommend" else []
     overrides += ["runs=[latest]"] if command == "compare" else []
