@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.checking import ConfigError
 from pipelines.entry import main
 from pipelines.judging import file_name, interval_text, say
+from pipelines.own import metric_of
 from pipelines.paths import tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import start_run
@@ -133,13 +134,14 @@ def gather(infos: list[RunInfo], baselines: bool) -> tuple[Answers, list[Answers
             )
         config = yaml.safe_load(info.artifact("config.yaml").read_text(encoding="utf-8"))
         weighting = config["evaluation"].get("gauc_weighting", "impressions")
+        own = tuple(map(metric_of, config["evaluation"].get("metrics", [])))
         rows = json.loads(info.artifact("table.json").read_text(encoding="utf-8"))
         if number == 0:
             legend = info.artifact("table.txt").read_text(encoding="utf-8").strip().split("\n\n")[0]
         for row in rows if baselines and number == 0 else rows[:1]:
             _, protocol, _ = next(iter(row["metrics"])).split("/")
             file = info.artifact(f"per_question/test/{file_name(row['model'])}.parquet")
-            answers = Answers(row["model"], protocol, pl.read_parquet(file), weighting)
+            answers = Answers(row["model"], protocol, pl.read_parquet(file), weighting, own)
             found.append((answers, info))
     if len(found) < 2:
         raise ConfigError(

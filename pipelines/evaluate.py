@@ -47,6 +47,7 @@ from pipelines.judging import (
     split_counts,
     table,
 )
+from pipelines.own import check_trusted, class_paths
 from pipelines.paths import cache_dir, tracking_uri
 from pipelines.result import check_result_path, write_result
 from pipelines.runs import report_rows, start_run, trained_run
@@ -103,14 +104,13 @@ def run(config: EvaluateConfig) -> None:
             "run= names the run whose model is judged, recommendations= the file of another "
             "system's lists: one of them is needed, and only one"
         )
-    if isinstance(config.evaluation, EvaluationConfig):
-        check_evaluation(config.evaluation)
-    else:
-        check_click_evaluation(config.evaluation)
     if config.run is None:
+        check(config)
         judge_recommendations(config, started)
         return
     info, trained = trained_run(config.run, config.tracking)
+    check_consent(config, trained, f"run {info.run_id} ('{info.name}')")
+    check(config)
     data, split_config = config.data or trained.data, config.split or trained.split
     evaluation = config.evaluation
     if evaluation.name != trained.evaluation.name:
@@ -145,7 +145,7 @@ def run(config: EvaluateConfig) -> None:
 
     store = open_store(make_store(data, accept))
     say_unusable(store)
-    model, _ = load_model(folder)
+    model, _ = load_model(folder, config.trusted_modules)
     judge: Judge | ClickJudge
     models: dict[str, Any] = {described["name"]: model}
     if isinstance(evaluation, ClickEvaluationConfig):
@@ -190,6 +190,34 @@ def run(config: EvaluateConfig) -> None:
     )
 
 
+def check(config: EvaluateConfig) -> None:
+    """Refuses what nothing will compute, before any work starts.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if isinstance(config.evaluation, EvaluationConfig):
+        check_evaluation(config.evaluation)
+    else:
+        check_click_evaluation(config.evaluation)
+
+
+def check_consent(config: EvaluateConfig, trained: TrainConfig, run: str) -> None:
+    """Refuses to run code that the run names, and this command line does not, without consent.
+
+    Raises:
+        ConfigError: saying what to add.
+    """
+    used = {"model.class_path"}
+    if config.data is None:
+        used.add("data.class_path")
+    named = {path: setting for path, setting in class_paths(trained).items() if setting in used}
+    for path in getattr(config.evaluation, "metrics", []):
+        if path in getattr(trained.evaluation, "metrics", []):
+            named[path] = "evaluation.metrics"
+    check_trusted(named, config.trusted_modules, run)
+
+
 def judge_recommendations(config: EvaluateConfig, started: float) -> None:
     """Another system's lists, beside the baselines.
 
@@ -215,6 +243,8 @@ def judge_recommendations(config: EvaluateConfig, started: float) -> None:
             f"leaks={config.leaks} does not go with recommendations=: nobody knows what another "
             "system was trained on; leave it out"
         )
+    if config.trusted_modules:
+        raise ConfigError("trusted_modules= is about code that a run names: it goes with run=")
     if config.candidate_set.name != "full":
         raise ConfigError(
             f"candidate_set={config.candidate_set.name} does not go with recommendations=, whose "

@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+# What one's own classes and functions may be given.
+Argument = bool | int | float | str | list[int] | list[float] | list[str] | None
+
 
 @dataclass(frozen=True)
 class ColumnsConfig:
@@ -157,6 +160,9 @@ class DataConfig:
         name: of the store.
         source: a public data set that is fetched; null reads `path`.
         path: a file or a glob; with a `source`, a local copy of its canonical table.
+        class_path: a function of one's own package that gives the log, such as mypackage.logs.sales
+            (docs/extending.md), in place of a path.
+        arguments: what it is called with.
         columns: the names of the log's columns.
         users: a table with a row a user, for features; null: none, or the source's own.
         users_key: its column with the user id; null: named as in the log.
@@ -202,6 +208,8 @@ class DataConfig:
     max_bad_share: float
     repeats: bool
     verify: bool
+    class_path: str | None = None
+    arguments: dict[str, Argument] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -329,8 +337,26 @@ class LogisticRegressionConfig:
     max_length: int
 
 
+@dataclass(frozen=True)
+class OwnModelConfig:
+    """A next-item model of one's own package (docs/extending.md).
+
+    Attributes:
+        name: of the choice.
+        class_path: of a class, such as mypackage.models.GRU.
+        arguments: of its constructor, beside `catalogue_size`.
+    """
+
+    name: Literal["own"]
+    class_path: str
+    arguments: dict[str, Argument]
+
+
+NextItemModelConfig = SASRecConfig | OwnModelConfig
 RankerConfig = DINConfig | MeanPoolingConfig | LogisticRegressionConfig
-ModelConfig = SASRecConfig | DINConfig | MeanPoolingConfig | LogisticRegressionConfig
+ModelConfig = (
+    SASRecConfig | OwnModelConfig | DINConfig | MeanPoolingConfig | LogisticRegressionConfig
+)
 
 
 @dataclass(frozen=True)
@@ -431,8 +457,24 @@ class CrossEntropyConfig:
     mini_batch_aware: float
 
 
+@dataclass(frozen=True)
+class OwnObjectiveConfig:
+    """An objective of next-item models of one's own package (docs/extending.md).
+
+    Attributes:
+        name: of the choice.
+        class_path: of a function of (hidden_TD, table_VD, targets_T), or of a class of such.
+        arguments: of the function, beside these three, or of the class.
+    """
+
+    name: Literal["own"]
+    class_path: str
+    arguments: dict[str, Argument]
+
+
 ObjectiveConfig = (
     FullSoftmaxConfig
+    | OwnObjectiveConfig
     | SampledSoftmaxConfig
     | GBCEConfig
     | BCEConfig
@@ -595,6 +637,8 @@ class EvaluationConfig:
         resamples: draws of users behind each interval; 0 gives none.
         tie_orders: other orders of events of equal time in which the model is asked again, to see
             how far its metrics hang on the order of a file.
+        metrics: functions of one's own package that are measured too, more being better, such as
+            [mypackage.metrics.reach] (docs/extending.md).
     """
 
     name: Literal["next_item"]
@@ -606,6 +650,7 @@ class EvaluationConfig:
     genres: str | None = None
     resamples: int = 0
     tie_orders: int = 0
+    metrics: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -708,6 +753,7 @@ class TrainConfig:
         result: a file for the final table as JSON.
         candidate_set: what a question lets a model choose from.
         audit: what the split may look like.
+        trusted_modules: with resume=RUN_ID: packages beside recsys whose code that run may use.
     """
 
     data: DataConfig
@@ -725,6 +771,7 @@ class TrainConfig:
     plan: bool = False
     candidate_set: CandidatesConfig = FullCandidatesConfig("full")
     audit: AuditConfig = NO_AUDIT
+    trusted_modules: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -737,6 +784,7 @@ class BacktestConfig(TrainConfig):
         resume: not of use here.
         result: a file for the table as JSON.
         plan: not of use here.
+        trusted_modules: not of use here.
         cuts: two or more moments, as shares of the events or ISO dates. Between each two that
             follow each other lies a window; a model is trained on what comes before one window,
             chosen on it, and asked about the next.
@@ -766,6 +814,7 @@ class EvaluateConfig:
         audit: what the split may look like.
         tracking: where the run is kept.
         result: a file for the final table as JSON.
+        trusted_modules: packages beside recsys whose code the run may use, such as [mypackage].
     """
 
     run: str | None
@@ -778,6 +827,7 @@ class EvaluateConfig:
     leaks: Literal["refuse", "mark"]
     tracking: TrackingConfig
     result: str | None
+    trusted_modules: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -830,6 +880,7 @@ class RecommendConfig:
         tie_seed: of the order among equal scores.
         tracking: where the run is kept.
         result: a file for counts and times as JSON.
+        trusted_modules: packages beside recsys whose code the run may use, such as [mypackage].
     """
 
     run: str
@@ -848,6 +899,7 @@ class RecommendConfig:
     tie_seed: int
     tracking: TrackingConfig
     result: str | None
+    trusted_modules: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
