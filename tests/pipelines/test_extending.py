@@ -1,0 +1,320 @@
+"""docs/extending.md, block by block, against an installed wheel and not the checkout."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tests.pipelines.conftest import CHECKOUT, Place
+
+PAGE = (CHECKOUT / "docs" / "extending.md").read_text(encoding="utf-8")
+QUICK = ["trainer.max_epochs=4", "trainer.tokens_per_batch=600", "trainer.learning_rate=0.01"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def files() -> dict[str, str]:
+    """The Python of the page, by the path in each block's first line."""
+    return {text.partition("\n")[0].removeprefix("# "): text for text in blocks("python")}
+
+
+def commands() -> list[list[str]]:
+    """The commands of the page, without `python -m`."""
+    (text,) = blocks("console")
+    lines = text.replace("\\\n", " ").strip().splitlines()
+    return [shlex.split(line.removeprefix("python -m pipelines.")) for line in lines]
+
+
+def chains(users: int = 80, items: int = 40, length: int = 12) -> pl.DataFrame:
+    """A log in which the next item is the next number; nobody has an item twice."""
+    first = np.random.Generator(np.random.PCG64(0)).integers(items, size=users)
+    return pl.DataFrame(
+        {
+            "user": [f"u{u}" for u in range(users) for _ in range(length)],
+            "item": [f"i{(f + i) % items}" for f in first for i in range(length)],
+            "time": [86_400 * (i + 1) + u for u in range(users) for i in range(length)],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the wheel is installed, and nothing else."""
+    for tool in ("hatchling", "pip"):
+        pytest.importorskip(tool, reason=f"{tool} builds and installs the wheel")
+    folder = tmp_path_factory.mktemp("wheel")
+    for arguments in (
+        ["hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(folder / "site")],
+    ):
+        if arguments[0] == "pip":
+            arguments += map(str, folder.glob("*.whl"))
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def shop(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A user's folder: the page's files, and two logs."""
+    place = Place(tmp_path_factory.mktemp("shop"), python_path=str(site))
+    for name, text in files().items():
+        file = place.folder / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    log = chains()
+    log.write_parquet(place.folder / "log.parquet")
+    # Beside the French purchases, Spanish ones and what was only looked at.
+    other = [("purchase", "fr"), ("purchase", "es"), ("view", "fr")]
+    parts = [log.with_columns(kind=pl.lit(kind), country=pl.lit(land)) for kind, land in other]
+    pl.concat(parts).write_parquet(place.folder / "shop.parquet")
+    return place
+
+
+def test_the_wheel_is_what_runs(shop: Place, site: Path) -> None:
+    code = (
+        "import conf, pipelines, recsys; print(recsys.__file__, pipelines.__file__, conf.__file__)"
+    )
+    done = shop.python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert all(Path(found).is_relative_to(site) for found in done.stdout.split())
+    assert (site / "conf" / "model" / "own.yaml").is_file()
+
+
+# --- as a library ---
+
+# Neither is needed: an import fails as if it were not installed.
+HIDE = """
+import runpy, sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"hydra", "omegaconf", "mlflow", "pipelines"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hidden())
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def test_ten_lines_from_a_log_to_lists(shop: Place) -> None:
+    lines = files()["ten_lines.py"].strip().splitlines()
+    assert len(lines) - 1 == 10 and lines[0].startswith("#")
+    done = shop.python("-c", HIDE, "ten_lines.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("epoch 1/100 ")
+    top = pl.read_parquet(shop.folder / "top10.parquet")
+    assert top.columns == ["user", "rank", "item", "score", "model"]
+    assert top["user"].n_unique() == 80 and len(top) == 800
+    log = pl.read_parquet(shop.folder / "log.parquet")
+    seen = log.select("user", "item")
+    assert len(top.join(seen, on=["user", "item"], how="semi")) == 0
+    # It was learnt: the next item of the chain stands first for nearly everybody.
+    number = pl.col("item").str.slice(1).cast(pl.Int64)
+    last = log.group_by("user").agg(((number.sort_by("time").last() + 1) % 40).alias("next"))
+    first = top.filter(rank=1).join(last, on="user").filter(number == pl.col("next"))
+    assert len(first) >= 70
+
+
+def test_a_model_that_is_judged_saved_and_loaded(shop: Place) -> None:
+    printed = []
+    for _ in range(2):
+        done = shop.python("-c", HIDE, "judge.py")
+        assert done.returncode == 0, done.stderr
+        printed.append(float(done.stdout))
+    assert printed[0] == printed[1] > 0
+    described = json.loads((shop.folder / "model" / "model.json").read_text())
+    assert described["class"] == "recsys.models.next_item.sasrec.SASRec"
+
+
+# --- a package of one's own, in the commands ---
+
+
+@pytest.fixture(scope="module")
+def trained(shop: Place) -> dict[str, Any]:
+    """What the page's training command left."""
+    train = commands()[0]
+    assert train[0] == "train"
+    done = shop.command(*train, *QUICK, "result=trained.json")
+    assert done.returncode == 0, done.stderr
+    return {"printed": done.stdout, **json.loads((shop.folder / "trained.json").read_text())}
+
+
+def test_everything_of_one_s_own_trains(shop: Place, trained: dict[str, Any]) -> None:
+    names = [row["model"] for row in trained["rows"]]
+    assert names == ["GRU", "Popularity", "Markov", "ItemKNN", "EASE", "iALS"]
+    metric = "test/loo-full-unseen/patience_10"
+    row = trained["rows"][0]
+    low, high = row["intervals"][metric]
+    assert low <= row["metrics"][metric] <= high
+    assert "patience@10" in trained["printed"] and "960 events" in trained["printed"]
+    assert "validation patience_10" in trained["printed"]  # baselines are tuned by it too
+    (folder,) = shop.home.glob(f"mlruns/**/{trained['run_id']}/artifacts")
+    for file in (folder / "per_question" / "test").glob("*.parquet"):
+        frame = pl.read_parquet(file)
+        expected = np.where(frame["rank"].fill_null(99) <= 10, 0.8 ** (frame["rank"] - 1.0), 0.0)
+        assert np.allclose(frame["patience_10"], expected)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    accuracy = page[page.index("Accuracy") : page.index("Beyond accuracy")]
+    assert "patience@10" in accuracy and "patience@5" in accuracy
+    assert "patience" not in page[page.index("Beyond accuracy") :]
+    described = json.loads((folder / "model" / "model.json").read_text())
+    assert described["class"] == "shop.models.GRU" and described["arguments"]["width"] == 32
+    assert described["arguments"].keys() == {"catalogue_size", "width"}
+
+
+def test_the_objective_is_what_was_named(shop: Place, trained: dict[str, Any]) -> None:
+    """Another share of smoothing is another loss."""
+    losses = []
+    for share in ("0.2", "0.3"):
+        train = commands()[0] + QUICK + ["trainer.max_epochs=1", "evaluation.baselines=false"]
+        done = shop.command(*train, f"objective.arguments.share={share}", "name=another")
+        assert done.returncode == 0, done.stderr
+        losses.append(re.search(r"epoch 1/1  loss ([0-9.]+)", done.stdout).group(1))  # type: ignore[union-attr]
+        assert losses[0] in trained["printed"] or True
+    assert float(losses[0]) < float(losses[1])
+
+
+def test_evaluated_again_it_gives_the_same_digits(shop: Place, trained: dict[str, Any]) -> None:
+    name, _, *more = commands()[1]
+    run = f"run={trained['run_id']}"
+    assert (name, more) == ("evaluate", ["trusted_modules=[shop]"])
+    done = shop.command(name, run, *more, "result=again.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((shop.folder / "again.json").read_text())["rows"] == trained["rows"]
+
+
+def test_its_lists_are_written(shop: Place, trained: dict[str, Any]) -> None:
+    name, _, *more = commands()[2]
+    assert name == "recommend"
+    done = shop.command(name, f"run={trained['run_id']}", *more)
+    assert done.returncode == 0, done.stderr
+    top = pl.read_parquet(shop.folder / "top.parquet")
+    assert len(top) == 800 and set(top["model"]) == {"GRU"}
+
+
+def test_it_is_compared_by_one_s_own_metric(shop: Place, trained: dict[str, Any]) -> None:
+    name, _, metric = commands()[3]
+    assert (name, metric) == ("compare", "metric=patience_10")
+    done = shop.command(name, f"runs=[{trained['run_id']}]", metric)
+    assert done.returncode == 0, done.stderr
+    assert "patience_10" in done.stdout and "EASE" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["evaluate", "recommend", "train"])
+def test_code_that_a_run_names_is_not_run_without_consent(
+    shop: Place, trained: dict[str, Any], command: str
+) -> None:
+    """Not even imported: the package leaves a mark when it is."""
+    mark = shop.folder / "shop" / "__init__.py"
+    mark.write_text("import pathlib; pathlib.Path('imported').touch()\n")
+    run = f"{'resume' if command == 'train' else 'run'}={trained['run_id']}"
+    more = ["output=other.parquet"] if command == "recommend" else []
+    try:
+        said = shop.refused(command, run, *more)
+        assert "shop.models.GRU (model.class_path)" in said
+        assert "add trusted_modules=[shop] if you trust it" in said
+        assert not (shop.folder / "imported").exists()
+        other = shop.refused(command, run, *more, "trusted_modules=[shap]")
+        assert "trusted_modules=[shap,shop]" in other
+    finally:
+        mark.unlink()
+
+
+def test_a_run_of_one_s_own_is_resumed(shop: Place, trained: dict[str, Any]) -> None:
+    done = shop.command(
+        "train", f"resume={trained['run_id']}", "trusted_modules=[shop]", "result=resumed.json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((shop.folder / "resumed.json").read_text())["rows"] == trained["rows"]
+
+
+def test_rows_that_change_make_another_store(shop: Place, trained: dict[str, Any]) -> None:
+    """The function and its arguments are the same; what it gives is not."""
+    data = [part for part in commands()[0] if part.startswith("data")]
+
+    def fingerprint() -> str:
+        done = shop.command("ingest", *data, "result=ingest.json")
+        assert done.returncode == 0, done.stderr
+        return str(json.loads((shop.folder / "ingest.json").read_text())["fingerprint"])
+
+    file = shop.folder / "shop.parquet"
+    log = pl.read_parquet(file)
+    try:
+        before = fingerprint()
+        log.with_columns(other=pl.lit(1)).write_parquet(file)  # which the function does not give
+        assert fingerprint() == before
+        time = pl.col("time") + pl.int_range(pl.len()).eq(3).cast(pl.Int64)
+        log.with_columns(time).write_parquet(file)
+        assert fingerprint() != before
+    finally:
+        log.write_parquet(file)
+
+
+# --- the test kit ---
+
+
+def kit(shop: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return shop.python("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
+
+
+def test_the_kit_passes_a_good_model(shop: Place) -> None:
+    done = kit(shop, "test_models.py")
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) >= 10  # type: ignore[union-attr]
+
+
+SABOTAGE = '''
+import torch
+from recsys.testing import NextItemLaws
+from shop.models import GRU
+
+class Peeking(GRU):
+    """Reads its histories backwards too."""
+    def states(self, batch):
+        back_BLD = super().states(batch).flip(1).cumsum(1).flip(1)
+        return back_BLD
+
+class Unread(GRU):
+    """Has a layer that nothing goes through."""
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        self.unread = torch.nn.Linear(3, 3)
+
+class TestPeeking(NextItemLaws):
+    prefix_invariant = True
+    def build(self, catalogue_size, max_length):
+        return Peeking(catalogue_size, max_length, width=16)
+
+class TestUnread(TestPeeking):
+    def build(self, catalogue_size, max_length):
+        return Unread(catalogue_size, max_length, width=16)
+'''
+
+
+def test_the_kit_fails_a_model_that_looks_at_the_future(shop: Place) -> None:
+    file = shop.folder / "test_sabotaged.py"
+    file.write_text(SABOTAGE)
+    done = kit(shop, "test_sabotaged.py", "--tb=no")
+    file.unlink()
+    failed = re.findall(r"^FAILED test_sabotaged.py::(\S+)", done.stdout, re.MULTILINE)
+    causality = "test_causality_replacing_later_events_leaves_earlier_outputs"
+    assert f"TestPeeking::{causality}" in failed
+    assert f"TestUnread::{causality}" not in failed
+    gradients = "TestUnread::test_gradients_reach_every_parameter_and_not_the_padding"
+    assert [name for name in failed if name.startswith("TestUnread")] == [gradients]
