@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
+import sys
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import field, make_dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -87,12 +87,26 @@ def _import(name: str, class_path: str, setting: str) -> types.ModuleType:
     except Exception as error:
         raise _broken(name, class_path, setting, error) from error
     parent, _, last = missing.rpartition(".")
-    folders = getattr(importlib.import_module(parent), "__path__", []) if parent else None
-    found = sorted(module.name for module in pkgutil.iter_modules(folders))
-    hint = nearest(last, found, f"{parent}." if parent else "")
+    folders = getattr(importlib.import_module(parent), "__path__", []) if parent else sys.path
+    found = _modules_in(folders)
+    if not parent:
+        found -= sys.stdlib_module_names
+    hint = nearest(last, sorted(found), f"{parent}." if parent else "")
     if not parent:
         hint += f" Modules are looked for in {Path.cwd()}, PYTHONPATH and what is installed."
     raise ConfigError(f"{setting}={class_path}: there is no module '{missing}'.{hint}")
+
+
+def _modules_in(folders: Iterable[str]) -> set[str]:
+    """Modules and packages, those without `__init__.py` too."""
+    places = [Path(folder) for folder in folders]
+    return {
+        entry.stem
+        for place in places
+        if place.is_dir()
+        for entry in place.iterdir()
+        if entry.stem.isidentifier() and (entry.suffix == ".py" or entry.is_dir())
+    }
 
 
 def _broken(name: str, class_path: str, setting: str, error: Exception) -> ConfigError:
