@@ -15,6 +15,7 @@ from pipelines.schemas import (
     FullSoftmaxConfig,
     NextItemTrainerConfig,
     ObjectiveConfig,
+    OwnModelConfig,
     OwnObjectiveConfig,
     TrainConfig,
     TrainerConfig,
@@ -205,6 +206,11 @@ def choose_rows(config: TrainConfig, model: nn.Module) -> None:
                 "which takes no touched_rows: its gradient holds every row of the item table; take "
                 "trainer.row_updates=auto"
             )
+    if isinstance(config.model, OwnModelConfig) and config.trainer.row_updates == "auto":
+        # A table that is computed hands its gradient on to every row.
+        own: Any = model
+        table = own.item_table()
+        every_row = every_row or all(table is not parameter for parameter in model.parameters())
     choose_row_updates(model, config.trainer.row_updates, every_row)
 
 

@@ -58,6 +58,10 @@ class Sound(nn.Module):
 
 class EASE(Sound): pass
 
+class Scaled(Sound):
+    def item_table(self):
+        return 2 * self.items.weight
+
 class NoLength(Sound):
     def __init__(self, catalogue_size: int):
         super().__init__(catalogue_size, 4)
@@ -210,6 +214,7 @@ def wares(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ("wares/models.py", "is no class path"),
         ("wares.modles.Sound", "no module 'wares.modles'. Did you mean 'wares.models'?"),
         ("warse.models.Sound", "no module 'warse'. Did you mean 'wares'?"),
+        ("calendarr.X", "no module 'calendarr'. Modules are looked for in"),
         ("wares.models.Sound.more.X", "no module 'wares.models.Sound'."),
         ("wares.models.Sounds", "wares.models has no 'Sounds'. Did you mean 'wares.models.Sound'?"),
         ("wares.models.zzz", "has no 'zzz'. It has: "),
@@ -358,6 +363,17 @@ def test_touched_rows_need_an_objective_that_knows_them() -> None:
     assert chosen("Counting", "touched") and not chosen("sound", "auto")
     with pytest.raises(ConfigError, match=r"objectives.sound, which takes no touched_rows"):
         chosen("sound", "touched")
+
+
+def test_a_computed_table_is_no_table_of_touched_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.training.touched_rows.LARGE_TABLE", 5)
+    for name, sparse in (("Sound", True), ("Scaled", False)):
+        own = ["model=own", f"model.class_path=wares.models.{name}", "model.arguments.width=3"]
+        settings = ["data=log", "data.path=x.csv", "objective=bce", *own]
+        config = compose("train", TrainConfig, settings)
+        made: Any = make_model(config.model, 9, seed=1)
+        choose_rows(config, made)
+        assert made.items.sparse == sparse
 
 
 # --- metrics ---
