@@ -23,7 +23,7 @@ from pipelines.checking import ConfigError
 from pipelines.entry import main
 from pipelines.examining import reporting_metric
 from pipelines.judging import Judge, interval_text, say
-from pipelines.own import package
+from pipelines.own import model_class, package
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import start_run
 from pipelines.schemas import (
@@ -84,8 +84,9 @@ def run(config: BacktestConfig) -> None:
     jobs = [next_item_job(training_config(config, n)) for n in range(len(config.cuts) - 1)]
     title = f"back-test {model_title(config)} {config.data.name}"
     tags = {"store": jobs[0].store.fingerprint, "seed": str(config.seed)}
-    model = config.model
-    trusted = [package(model.class_path)] if isinstance(model, OwnModelConfig) else []
+    trusted: list[str] = []
+    if isinstance(config.model, OwnModelConfig):
+        trusted.append(package(model_class(config.model).__module__))
     with start_run(config, "backtest", config.name or title, tags=tags) as tracked:
         windows: list[Window] = []
         first_run: str | None = None

@@ -47,7 +47,7 @@ from pipelines.judging import (
     split_counts,
     table,
 )
-from pipelines.own import check_trusted, class_paths
+from pipelines.own import check_consent
 from pipelines.paths import cache_dir, tracking_uri
 from pipelines.result import check_result_path, write_result
 from pipelines.runs import report_rows, start_run, trained_run
@@ -109,7 +109,13 @@ def run(config: EvaluateConfig) -> None:
         judge_recommendations(config, started)
         return
     info, trained = trained_run(config.run, config.tracking)
-    check_consent(config, trained, f"run {info.run_id} ('{info.name}')")
+    check_consent(
+        trained,
+        config.trusted_modules,
+        f"run {info.run_id} ('{info.name}')",
+        data=config.data is None,
+        metrics=getattr(config.evaluation, "metrics", []),
+    )
     check(config)
     data, split_config = config.data or trained.data, config.split or trained.split
     evaluation = config.evaluation
@@ -200,22 +206,6 @@ def check(config: EvaluateConfig) -> None:
         check_evaluation(config.evaluation)
     else:
         check_click_evaluation(config.evaluation)
-
-
-def check_consent(config: EvaluateConfig, trained: TrainConfig, run: str) -> None:
-    """Refuses to run code that the run names, and this command line does not, without consent.
-
-    Raises:
-        ConfigError: saying what to add.
-    """
-    used = {"model.class_path"}
-    if config.data is None:
-        used.add("data.class_path")
-    named = {path: setting for path, setting in class_paths(trained).items() if setting in used}
-    for path in getattr(config.evaluation, "metrics", []):
-        if path in getattr(trained.evaluation, "metrics", []):
-            named[path] = "evaluation.metrics"
-    check_trusted(named, config.trusted_modules, run)
 
 
 def judge_recommendations(config: EvaluateConfig, started: float) -> None:

@@ -222,6 +222,35 @@ def check_trusted(named: Mapping[str, str], trusted_modules: Sequence[str], run:
         )
 
 
+def check_consent(
+    trained: TrainConfig,
+    trusted_modules: Sequence[str],
+    run: str,
+    *,
+    data: bool,
+    metrics: Sequence[str] = (),
+) -> None:
+    """Refuses to use a recorded run whose model, log or metrics are not trusted code.
+
+    Args:
+        trained: the run's settings.
+        trusted_modules: packages that the user trusts.
+        run: for messages.
+        data: whether the run's own log is read.
+        metrics: that are measured; those that the run does not name were named by the user.
+
+    Raises:
+        ConfigError: saying what to add.
+    """
+    used = {"model.class_path"} | ({"data.class_path"} if data else set())
+    named = {
+        path: setting
+        for path, setting in class_paths(trained).items()
+        if setting in used or path in metrics
+    }
+    check_trusted(named, trusted_modules, run)
+
+
 def package(class_path: str) -> str:
     """The package at the front of a class path."""
     return class_path.partition(".")[0]
@@ -485,6 +514,8 @@ def check_metrics(own: Sequence[str]) -> None:
     names = [metric_of(path) for path in own]
     for path, name in zip(own, names, strict=True):
         _metric(path)
+        if not name.isascii():
+            raise ConfigError(f"evaluation.metrics={path}: MLflow takes no such name as '{name}'")
         if name in METRICS or name in TAKEN_METRICS:
             raise ConfigError(
                 f"evaluation.metrics={path}: '{name}' is a name that tables have already; call the "

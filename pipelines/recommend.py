@@ -31,7 +31,7 @@ from pipelines.checking import ConfigError
 from pipelines.entry import main
 from pipelines.ingest import make_store
 from pipelines.judging import make_split, say, say_unusable
-from pipelines.own import check_trusted, class_paths
+from pipelines.own import check_consent
 from pipelines.people import (
     find_candidates,
     find_people,
@@ -69,9 +69,8 @@ def run(config: RecommendConfig) -> None:
     from recsys.training.saved_model import ModelError, read_description
 
     info, trained = trained_run(config.run, config.tracking)
-    used = {"model.class_path"} | ({"data.class_path"} if config.data is None else set())
-    named = {path: setting for path, setting in class_paths(trained).items() if setting in used}
-    check_trusted(named, config.trusted_modules, f"run {info.run_id} ('{info.name}')")
+    named = f"run {info.run_id} ('{info.name}')"
+    check_consent(trained, config.trusted_modules, named, data=config.data is None)
     data = config.data or trained.data
     folder = info.artifact("model")
     described = read_description(folder)

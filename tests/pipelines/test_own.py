@@ -162,6 +162,7 @@ def words(answers, k): return ["good"] * answers.questions
 def raises(answers, k): raise KeyError(k)
 def ndcg(answers, k): return answers.best
 def novelty(answers, k): return answers.best
+def größe(answers, k): return answers.best
 class Kind: ...
 number = 3
 """,
@@ -179,6 +180,7 @@ def text(path: str): return path
 def nothing(): ...
 def rows(): return LOG.to_dicts()
 def nobody(): return LOG[:0]
+def objects(): return LOG.with_columns(x=pl.Series([object()] * 6))
 def otherwise(): return LOG.rename({"item": "itm"})
 def raises(): raise ValueError("the shop is closed")
 class Kind: ...
@@ -195,7 +197,7 @@ def wares(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("own")
     (folder / "wares").mkdir()
     for name, text in WARES.items():
-        (folder / "wares" / name).write_text(text)
+        (folder / "wares" / name).write_text(text, encoding="utf-8")
     sys.path.insert(0, str(folder))
     yield folder
     sys.path.remove(str(folder))
@@ -380,7 +382,7 @@ def test_a_computed_table_is_no_table_of_touched_rows(monkeypatch: pytest.Monkey
 
 
 def evaluation(*names: str) -> Any:
-    metrics = ",".join(f"wares.{name}" for name in names)
+    metrics = ",".join(f"'wares.{name}'" for name in names)
     settings = ["data=log", "data.path=x.csv", f"evaluation.metrics=[{metrics}]"]
     return compose("train", TrainConfig, settings).evaluation
 
@@ -406,6 +408,7 @@ def test_a_sound_metric_is_taken() -> None:
         (["metrics.ndcg"], "'ndcg' is a name that tables have already"),
         (["metrics.novelty"], "'novelty' is a name that tables have already"),
         (["metrics.sound", "others.sound"], "two metrics are called 'sound'"),
+        (["metrics.größe"], "MLflow takes no such name as 'größe'"),
         (["metrics.sonud"], "Did you mean 'wares.metrics.sound'?"),
     ],
 )
@@ -450,6 +453,7 @@ def test_a_frame_and_a_path_are_logs(home: Path) -> None:
         ("nobody", [], "data.class_path=wares.logs.nobody gave no rows"),
         ("otherwise", [], "wares.logs.otherwise"),
         ("otherwise", [], "Did you mean 'itm'?"),
+        ("objects", [], "a log that Parquet cannot hold"),
         ("number", [], "is a value of type int, not a function that gives"),
         ("Kind", [], "is a class, not a function that gives"),
         ("sonud", [], "Did you mean 'wares.logs.sound'?"),
@@ -464,7 +468,7 @@ def test_what_is_no_log(home: Path, name: str, more: list[str], words: str) -> N
     with pytest.raises((ConfigError, LogError)) as caught:
         make_store(log(name, *more))
     assert words in str(caught.value)
-    assert not list(home.rglob("*"))
+    assert not [file for file in home.rglob("*") if file.is_file()]
 
 
 def test_arguments_of_no_function(home: Path) -> None:
