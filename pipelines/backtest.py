@@ -20,10 +20,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
+from pipelines.class_paths import package
 from pipelines.entry import main
 from pipelines.examining import reporting_metric
 from pipelines.judging import Judge, interval_text, say
-from pipelines.own import model_class, package
+from pipelines.own import model_class
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import start_run
 from pipelines.schemas import (

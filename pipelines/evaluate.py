@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
+from pipelines.class_paths import check_consent
 from pipelines.clicks import (
     ClickJudge,
     check_candidates,
@@ -47,7 +48,6 @@ from pipelines.judging import (
     split_counts,
     table,
 )
-from pipelines.own import check_consent
 from pipelines.paths import cache_dir, tracking_uri
 from pipelines.result import check_result_path, write_result
 from pipelines.runs import report_rows, start_run, trained_run

@@ -1,31 +1,25 @@
-"""Code of one's own package, named by class path: found, and tried out, before any work starts.
-
-A class path is a module and a name in it, `mypackage.models.GRU`. Naming it on the command line is
-consent to run it; a class path that a recorded run names is only followed with `trusted_modules`.
-"""
+"""Models, objectives, metrics and logs of one's own package: tried out before any work starts."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
-import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import field, make_dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from pipelines.checking import ConfigError, build, nearest
-from pipelines.schemas import (
-    Argument,
-    DataConfig,
-    EvaluationConfig,
-    OwnModelConfig,
-    OwnObjectiveConfig,
-    TrainConfig,
+from pipelines.checking import ConfigError
+from pipelines.class_paths import (
+    SEE,
+    check_arguments,
+    find,
+    find_callable,
+    kind_of,
+    package,
+    said,
 )
+from pipelines.schemas import DataConfig, OwnModelConfig, OwnObjectiveConfig, TrainConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,213 +41,6 @@ TAKEN_METRICS = (
     "genre_calibration",
 )
 TAKEN_MODELS = ("Popularity", "Markov", "ItemKNN", "EASE", "iALS")
-SEE = "docs/extending.md shows one"
-
-
-# --- finding ---
-
-
-def find(class_path: str, setting: str) -> Any:
-    """What a class path names; its module is imported.
-
-    Args:
-        class_path: module and name.
-        setting: that says so, for messages.
-
-    Raises:
-        ConfigError: no such module or name, with the nearest, or the module cannot be imported.
-    """
-    module_name, _, name = class_path.rpartition(".")
-    if not module_name or not all(part.isidentifier() for part in class_path.split(".")):
-        raise ConfigError(
-            f"{setting}={class_path} is no class path: write a module and a name in it, such as "
-            f"mypackage.module.{name if name.isidentifier() else 'Name'}"
-        )
-    module = _import(module_name, class_path, setting)
-    if not hasattr(module, name):
-        public = [known for known in vars(module) if not known.startswith("_")]
-        hint = nearest(name, public, f"{module_name}.") or f" It has: {', '.join(public)}."
-        raise ConfigError(f"{setting}={class_path}: {module_name} has no '{name}'.{hint}")
-    return getattr(module, name)
-
-
-def _import(name: str, class_path: str, setting: str) -> types.ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or name
-        if missing != name and not name.startswith(f"{missing}."):
-            raise _broken(name, class_path, setting, error) from error  # of what it imports
-    except Exception as error:
-        raise _broken(name, class_path, setting, error) from error
-    parent, _, last = missing.rpartition(".")
-    folders = getattr(importlib.import_module(parent), "__path__", []) if parent else sys.path
-    found = _modules_in(folders)
-    if not parent:
-        found -= sys.stdlib_module_names
-    hint = nearest(last, sorted(found), f"{parent}." if parent else "")
-    if not parent:
-        hint += f" Modules are looked for in {Path.cwd()}, PYTHONPATH and what is installed."
-    raise ConfigError(f"{setting}={class_path}: there is no module '{missing}'.{hint}")
-
-
-def _modules_in(folders: Iterable[str]) -> set[str]:
-    """Modules and packages, those without `__init__.py` too."""
-    places = [Path(folder) for folder in folders]
-    return {
-        entry.stem
-        for place in places
-        if place.is_dir()
-        for entry in place.iterdir()
-        if entry.stem.isidentifier() and (entry.suffix == ".py" or entry.is_dir())
-    }
-
-
-def _broken(name: str, class_path: str, setting: str, error: Exception) -> ConfigError:
-    return ConfigError(f"{setting}={class_path}: importing {name} failed. {_said(error)}")
-
-
-def _said(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text} (RECSYS_TRACEBACK=1 shows where)"
-
-
-def check_arguments(
-    target: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    setting: str,
-    class_path: str,
-    given: Collection[str] = (),
-) -> dict[str, Any]:
-    """The arguments, once each is one that the target takes, of the type it says.
-
-    Args:
-        target: class or function.
-        arguments: from the settings.
-        setting: that holds them, such as "model.arguments".
-        class_path: of the target, for messages.
-        given: parameters that are filled in by the command.
-
-    Raises:
-        ConfigError: an unknown argument, with the nearest, a missing one, or one of another type.
-    """
-    try:
-        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # annotations that cannot be read say nothing
-        hints = {}
-    fields: list[Any] = []
-    for name, parameter in inspect.signature(target).parameters.items():
-        if name in given or parameter.kind is parameter.VAR_POSITIONAL:
-            continue
-        if parameter.kind is parameter.VAR_KEYWORD:
-            known = {entry[0] for entry in fields}
-            fields += [(extra, Argument) for extra in arguments if extra not in known]
-        elif parameter.default is parameter.empty:
-            fields.append((name, _hint(hints.get(name))))
-        else:
-            fields.append((name, _hint(hints.get(name)), field(default=None)))
-    # The signature as a schema: the errors are those of every other setting.
-    fields.sort(key=len)
-    group, last = setting.split(".")
-    inner = make_dataclass("Arguments", fields)
-    schema = make_dataclass("Own", [(group, make_dataclass("Group", [(last, inner)]))])
-    values = {group: {last: dict(arguments)}}
-    built = getattr(getattr(build(schema, values, lambda key: f" in {class_path}"), group), last)
-    return {name: getattr(built, name) for name in arguments}
-
-
-def _hint(hint: Any) -> Any:
-    """The type that an argument is checked for: any at all where the checker knows it not."""
-    return hint if hint is not None and _is_checked(hint) else Argument
-
-
-def _is_checked(hint: Any) -> bool:
-    if hint in (str, int, float, bool, type(None)) or get_origin(hint) is Literal:
-        return True
-    if get_origin(hint) in (Union, types.UnionType, list):
-        return all(_is_checked(member) for member in get_args(hint))
-    return False
-
-
-# --- consent ---
-
-
-def class_paths(config: TrainConfig) -> dict[str, str]:
-    """The class paths in the settings of a run: path → the setting that names it."""
-    found = {}
-    if isinstance(config.model, OwnModelConfig):
-        found[config.model.class_path] = "model.class_path"
-    if isinstance(config.objective, OwnObjectiveConfig):
-        found[config.objective.class_path] = "objective.class_path"
-    if isinstance(config.evaluation, EvaluationConfig):
-        found |= dict.fromkeys(config.evaluation.metrics, "evaluation.metrics")
-    if config.data.class_path is not None:
-        found[config.data.class_path] = "data.class_path"
-    return found
-
-
-def check_trusted(named: Mapping[str, str], trusted_modules: Sequence[str], run: str) -> None:
-    """Refuses to follow what a recorded run names, unless the user said so.
-
-    Args:
-        named: class path → the setting of the run that names it.
-        trusted_modules: packages that the user trusts.
-        run: for messages.
-
-    Raises:
-        ConfigError: saying what to add.
-    """
-    for module in trusted_modules:
-        if not module.isidentifier():
-            raise ConfigError(
-                f"trusted_modules={module}: name a package, such as "
-                f"trusted_modules=[{module.partition('.')[0] or 'mypackage'}]"
-            )
-    strangers = {
-        path: setting for path, setting in named.items() if package(path) not in trusted_modules
-    }
-    strangers = {path: s for path, s in strangers.items() if package(path) != "recsys"}
-    if strangers:
-        code = ", ".join(f"{path} ({setting})" for path, setting in strangers.items())
-        packages = ",".join(sorted({package(path) for path in strangers} | set(trusted_modules)))
-        raise ConfigError(
-            f"{run} uses {code}: code that is not of recsys is only run with your consent; add "
-            f"trusted_modules=[{packages}] if you trust it"
-        )
-
-
-def check_consent(
-    trained: TrainConfig,
-    trusted_modules: Sequence[str],
-    run: str,
-    *,
-    data: bool,
-    metrics: Sequence[str] = (),
-) -> None:
-    """Refuses to use a recorded run whose model, log or metrics are not trusted code.
-
-    Args:
-        trained: the run's settings.
-        trusted_modules: packages that the user trusts.
-        run: for messages.
-        data: whether the run's own log is read.
-        metrics: that are measured; those that the run does not name were named by the user.
-
-    Raises:
-        ConfigError: saying what to add.
-    """
-    used = {"model.class_path"} | ({"data.class_path"} if data else set())
-    named = {
-        path: setting
-        for path, setting in class_paths(trained).items()
-        if setting in used or path in metrics
-    }
-    check_trusted(named, trusted_modules, run)
-
-
-def package(class_path: str) -> str:
-    """The package at the front of a class path."""
-    return class_path.partition(".")[0]
 
 
 # --- models ---
@@ -271,7 +58,7 @@ def own_model(config: OwnModelConfig, catalogue_size: int) -> nn.Module:
     try:
         return found(catalogue_size=catalogue_size, **taken)
     except Exception as error:
-        raise ConfigError(f"model.arguments: {path} cannot be made of them. {_said(error)}") from (
+        raise ConfigError(f"model.arguments: {path} cannot be made of them. {said(error)}") from (
             error
         )
 
@@ -288,7 +75,7 @@ def model_class(config: OwnModelConfig) -> type[nn.Module]:
     found = find(path, "model.class_path")
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise ConfigError(
-            f"model.class_path={path} is {_kind(found)}: a model is a class that inherits from "
+            f"model.class_path={path} is {kind_of(found)}: a model is a class that inherits from "
             f"torch.nn.Module; {SEE}"
         )
     lacking = [name for name in ("encode", "item_table") if not hasattr(found, name)]
@@ -363,7 +150,7 @@ def try_model(config: OwnModelConfig) -> None:
             save_model(Path(folder), model, arguments, {})
             again: Any = load_model(Path(folder), [package(type(model).__module__)])[0]
         except Exception as error:
-            raise ConfigError(f"{path} cannot be saved and loaded again. {_said(error)}") from error
+            raise ConfigError(f"{path} cannot be saved and loaded again. {said(error)}") from error
         with torch.no_grad():
             if not torch.equal(again.encode(batch), encoded):
                 raise ConfigError(
@@ -381,10 +168,10 @@ def _called(path: str, name: str, call: Callable[[], Any]) -> Any:
     except Exception as error:
         raise ConfigError(
             f"{path}: {name} failed on a batch of three small histories, one of them empty. "
-            f"{_said(error)}"
+            f"{said(error)}"
         ) from error
     if not isinstance(found, torch.Tensor) or not found.is_floating_point() or found.ndim < 1:
-        raise ConfigError(f"{path}: {name} gave {_kind(found)}, not a tensor of vectors; {SEE}")
+        raise ConfigError(f"{path}: {name} gave {kind_of(found)}, not a tensor of vectors; {SEE}")
     return found
 
 
@@ -402,7 +189,9 @@ def own_objective(
     import torch
 
     path, setting = config.class_path, "objective.arguments"
-    found = _callable(path, "objective.class_path", "a function of (hidden_TD, table_VD, targets)")
+    found = find_callable(
+        path, "objective.class_path", "a function of (hidden_TD, table_VD, targets)"
+    )
     names = list(inspect.signature(found).parameters)
     if not inspect.isclass(found):
         if len(names) < 3:
@@ -418,7 +207,7 @@ def own_objective(
     try:
         made = found(**given, **taken)
     except Exception as error:
-        raise ConfigError(f"{setting}: {path} cannot be made of them. {_said(error)}") from error
+        raise ConfigError(f"{setting}: {path} cannot be made of them. {said(error)}") from error
     if not callable(made):
         raise ConfigError(
             f"objective.class_path={path} is a class whose objects cannot be called with "
@@ -456,11 +245,11 @@ def try_objective(config: OwnObjectiveConfig) -> None:
         loss = objective(hidden_TD, table_VD.requires_grad_(), torch.tensor([1, 5, 2, 2]))
     except Exception as error:
         raise ConfigError(
-            f"objective.class_path={path} failed on four hidden states. {_said(error)}"
+            f"objective.class_path={path} failed on four hidden states. {said(error)}"
         ) from error
     wanted = "an objective gives the mean loss, a tensor without dimensions"
     if not isinstance(loss, torch.Tensor) or loss.ndim:
-        given = _kind(loss) if not isinstance(loss, torch.Tensor) else f"shape {list(loss.shape)}"
+        given = kind_of(loss) if not isinstance(loss, torch.Tensor) else f"shape {list(loss.shape)}"
         raise ConfigError(f"objective.class_path={path} gave {given}: {wanted}; {SEE}")
     if not loss.is_floating_point() or not torch.isfinite(loss):
         raise ConfigError(f"objective.class_path={path} gave {loss.item()}: {wanted}; {SEE}")
@@ -530,7 +319,7 @@ def _metric(path: str) -> Metric:
     from recsys.evaluation.metrics import EXAMPLE, checked
 
     wanted = "a function of (answers, k) that gives one number a question"
-    metric: Metric = _callable(path, "evaluation.metrics", wanted)
+    metric: Metric = find_callable(path, "evaluation.metrics", wanted)
     if inspect.isclass(metric):
         raise ConfigError(f"evaluation.metrics={path} is a class, not {wanted}; {SEE}")
     for k in (1, 10):
@@ -538,7 +327,7 @@ def _metric(path: str) -> Metric:
             values = metric(EXAMPLE, k)
         except Exception as error:
             raise ConfigError(
-                f"evaluation.metrics={path} failed on three questions. {_said(error)}"
+                f"evaluation.metrics={path} failed on three questions. {said(error)}"
             ) from error
         checked(metric_of(path), values, EXAMPLE.questions)
     return metric
@@ -572,41 +361,18 @@ def own_log(data: DataConfig, columns: Columns, folder: Path) -> str:
                 f"data.{name} and data.class_path both say where the log comes from: leave one out"
             )
     wanted = "a function that gives a Polars DataFrame or LazyFrame, or the path of a log"
-    source = _callable(path, "data.class_path", wanted)
+    source = find_callable(path, "data.class_path", wanted)
     if inspect.isclass(source):
         raise ConfigError(f"data.class_path={path} is a class, not {wanted}; {SEE}")
     made = source(**check_arguments(source, data.arguments, "data.arguments", path))
     if isinstance(made, str | Path):
         return str(made)
     if not isinstance(made, pl.DataFrame | pl.LazyFrame):
-        raise ConfigError(f"data.class_path={path} gave {_kind(made)}: it must be {wanted}; {SEE}")
+        raise ConfigError(
+            f"data.class_path={path} gave {kind_of(made)}: it must be {wanted}; {SEE}"
+        )
     resolve(columns, made.collect_schema(), path)
     frame = made.collect() if isinstance(made, pl.LazyFrame) else made
     if len(frame) == 0:
         raise ConfigError(f"data.class_path={path} gave no rows")
     return str(keep_frame(frame, folder))
-
-
-def _callable(path: str, setting: str, wanted: str) -> Callable[..., Any]:
-    found = find(path, setting)
-    if not callable(found):
-        raise ConfigError(f"{setting}={path} is {_kind(found)}, not {wanted}; {SEE}")
-    called: Callable[..., Any] = found
-    return called
-
-
-def _kind(value: Any) -> str:
-    """What a value is, in words.
-
-    >>> _kind(int), _kind(len), _kind(3), _kind(None)
-    ('the class int', 'the function len', 'a value of type int', 'nothing (None)')
-    """
-    if value is None:
-        return "nothing (None)"
-    if inspect.isclass(value):
-        return f"the class {value.__name__}"
-    if inspect.isroutine(value):
-        return f"the function {value.__name__}"
-    if inspect.ismodule(value):
-        return f"the module {value.__name__}"
-    return f"a value of type {type(value).__name__}"

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.checking import ConfigError
+from pipelines.class_paths import check_consent
 from pipelines.entry import main
 from pipelines.ingest import make_store
 from pipelines.judging import make_split, say, say_unusable
-from pipelines.own import check_consent
 from pipelines.people import (
     find_candidates,
     find_people,

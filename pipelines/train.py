@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError, build
+from pipelines.class_paths import check_trusted, class_paths
 from pipelines.clicks import (
     RANKERS,
     ClickJudge,
@@ -63,7 +64,7 @@ from pipelines.judging import (
     split_counts,
     table,
 )
-from pipelines.own import check_trusted, class_paths, own_model, try_own
+from pipelines.own import own_model, try_own
 from pipelines.paths import cache_dir, tracking_uri
 from pipelines.result import check_result_path, peak_memory_gb, write_result
 from pipelines.runs import report_rows, start_run

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from pipelines.checking import ConfigError
+from pipelines.class_paths import find
 from pipelines.entry import compose
 from pipelines.fitting import choose_rows, make_objective
 from pipelines.ingest import make_store
 from pipelines.judging import check_evaluation
-from pipelines.own import TAKEN_METRICS, all_metrics, find, try_model, try_objective
+from pipelines.own import TAKEN_METRICS, all_metrics, try_model, try_objective
 from pipelines.schemas import (
     Argument,
     DataConfig,
