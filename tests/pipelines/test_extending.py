@@ -24,7 +24,7 @@ from recsys.testing import NextItemLaws
 from tests.pipelines.conftest import CHECKOUT, Place
 
 PAGE = (CHECKOUT / "docs" / "extending.md").read_text(encoding="utf-8")
-QUICK = ["trainer.max_epochs=4", "trainer.tokens_per_batch=600", "trainer.learning_rate=0.01"]
+QUICK = ["trainer.max_epochs=2", "trainer.tokens_per_batch=600", "trainer.learning_rate=0.01"]
 
 
 def blocks(language: str) -> list[str]:
@@ -133,7 +133,7 @@ def scripts(shop: Place) -> list[str]:
 def test_ten_lines_from_a_log_to_lists(shop: Place, scripts: list[str]) -> None:
     comment, *lines = filter(None, files()["ten_lines.py"].splitlines())
     assert comment.startswith("#") and len(lines) == 10
-    assert scripts[0].startswith("epoch 1/100 ")
+    assert scripts[0].startswith("epoch 1/20 ")
     top = pl.read_parquet(shop.folder / "top10.parquet")
     assert top.columns == ["user", "rank", "item", "score", "model"]
     assert top["user"].n_unique() == 80 and len(top) == 800
