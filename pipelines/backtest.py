@@ -20,23 +20,26 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
+from pipelines.class_paths import package
 from pipelines.entry import main
 from pipelines.examining import metric_title, reporting_metric
 from pipelines.judging import Judge, interval_text, say
+from pipelines.own import model_class
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import start_run
 from pipelines.schemas import (
     BacktestConfig,
     EvaluationConfig,
-    SASRecConfig,
+    NextItemModelConfig,
+    OwnModelConfig,
     TimeConfig,
     TrainConfig,
 )
 from pipelines.story import image, markdown_table, plain
 from pipelines.train import (
-    MODEL_NAMES,
     check_kinds,
     check_trainer,
+    model_title,
     next_item_job,
     run_folder,
     tracked_training,
@@ -82,9 +85,12 @@ def run(config: BacktestConfig) -> None:
     # Every window's questions are made before anything is trained: a cut that leaves one empty is
     # said at once.
     jobs = [next_item_job(training_config(config, n)) for n in range(len(config.cuts) - 1)]
-    title = f"back-test {MODEL_NAMES[config.model.name]} {config.data.name}"
+    title = f"back-test {model_title(config)} {config.data.name}"
     tags = {"store": jobs[0].store.fingerprint, "seed": str(config.seed)}
     doing = f"Back-testing in {len(jobs)} windows. No result yet."
+    trusted: list[str] = []
+    if isinstance(config.model, OwnModelConfig):
+        trusted.append(package(model_class(config.model).__module__))
     with start_run(
         config, "backtest", config.name or title, tags=tags, description=doing
     ) as tracked:
@@ -100,9 +106,9 @@ def run(config: BacktestConfig) -> None:
                     trained, judge, None, None, started, parent=tracked.run_id
                 )
                 first_run = first_run or run_id
-                frames["retrained"] = answers_of(judge, run_id)
+                frames["retrained"] = answers_of(judge, run_id, trusted)
             if config.frozen and first_run is not None:
-                frames["frozen"] = answers_of(judge, first_run)
+                frames["frozen"] = answers_of(judge, first_run, trusted)
             windows.append(window_of(judge, frames, rows, metric, config.evaluation.resamples))
             report_window(tracked, windows[-1], number, metric)
         text = in_text(windows, metric, config.data.name)
@@ -129,7 +135,7 @@ def check(config: BacktestConfig) -> None:
         ConfigError: naming the setting.
     """
     check_kinds(config)
-    if not isinstance(config.model, SASRecConfig):
+    if not isinstance(config.model, NextItemModelConfig):
         raise ConfigError(f"model={config.model.name}: a back-test asks next-item models")
     if config.evaluation.resamples < 2:
         raise ConfigError(
@@ -145,6 +151,11 @@ def check(config: BacktestConfig) -> None:
     for name in ("plan", "resume", "register"):
         if getattr(config, name):
             raise ConfigError(f"{name}= is of train, not of backtest")
+    if config.trusted_modules:
+        raise ConfigError(
+            "trusted_modules= is about code that a recorded run names; what this command line "
+            "names is trusted already"
+        )
     if not isinstance(config.split, TimeConfig):
         raise ConfigError(f"split={config.split.name} has no cuts: a back-test takes split=time")
     usual = replace(config.split, validation_cut=0.8, test_cut=0.9, test_until=None)
@@ -168,11 +179,11 @@ def training_config(config: BacktestConfig, number: int) -> TrainConfig:
     return TrainConfig(**{**values, "split": split, "result": None, "name": None})
 
 
-def answers_of(judge: Judge, run_id: str) -> pl.DataFrame:
+def answers_of(judge: Judge, run_id: str, trusted_modules: list[str]) -> pl.DataFrame:
     """What the model of a training answers to a window, one row a question."""
     from recsys.training.saved_model import load_model
 
-    model: Any = load_model(run_folder(run_id) / "model")[0]
+    model: Any = load_model(run_folder(run_id) / "model", trusted_modules)[0]
     return judge.ask(model, "test")[1]
 
 

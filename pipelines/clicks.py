@@ -24,6 +24,7 @@ from pipelines.schemas import (
     LeaveOneOutConfig,
     LogisticRegressionConfig,
     MeanPoolingConfig,
+    NextItemModelConfig,
     ObjectiveConfig,
     RankerConfig,
     ShareConfig,
@@ -384,8 +385,8 @@ def click_judge(
     from recsys.histories.clicks import feature_rows
     from recsys.histories.features import fit_features
 
-    questions = config.questions
-    assert isinstance(questions, ClicksConfig)
+    questions, ranker = config.questions, config.model
+    assert isinstance(questions, ClicksConfig) and not isinstance(ranker, NextItemModelConfig)
     measured = evaluation or config.evaluation
     assert isinstance(measured, ClickEvaluationConfig)
     split = split or config.split
@@ -402,7 +403,7 @@ def click_judge(
         f"time-{split.target}" if isinstance(split, TimeConfig) else split.name,
         features,
         features.columns(store),
-        config.model.max_length,
+        ranker.max_length,
         measured,
     )
 
@@ -464,10 +465,11 @@ def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Modu
     )
     beside: dict[str, nn.Module | ItemUserMeans] = {means.name: means}
     kinds: list[RankerConfig] = []
-    if not isinstance(config.model, LogisticRegressionConfig):
-        kinds.append(LogisticRegressionConfig("logistic_regression", config.model.max_length))
-    if isinstance(config.model, DINConfig):
-        model = config.model
+    model = config.model
+    assert not isinstance(model, NextItemModelConfig)
+    if not isinstance(model, LogisticRegressionConfig):
+        kinds.append(LogisticRegressionConfig("logistic_regression", model.max_length))
+    if isinstance(model, DINConfig):
         kinds.append(
             MeanPoolingConfig(
                 name="mean_pooling",
@@ -506,7 +508,8 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
     if trainer.monitor.startswith("request_") and int(cut) not in judge.evaluation.ks:
         ks = sorted({*judge.evaluation.ks, int(cut)})  # what chooses need not be reported
         judge = replace(judge, evaluation=replace(judge.evaluation, ks=ks))
-    assert model_config.name != "sasrec" and isinstance(trainer, ClickTrainerConfig)
+    assert not isinstance(model_config, NextItemModelConfig)
+    assert isinstance(trainer, ClickTrainerConfig)
     identity = click_batches(config, judge).identity()
     made_from = {
         "version": CLICK_BASELINE_VERSION,

@@ -22,6 +22,7 @@ from pipelines.checking import ConfigError
 from pipelines.entry import main
 from pipelines.examining import metric_title
 from pipelines.judging import file_name, interval_text, say, share
+from pipelines.own import metric_of
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import find_run, start_run
 from pipelines.schemas import CompareConfig
@@ -163,12 +164,13 @@ def answers_of(info: RunInfo, baselines: bool) -> list[Answers]:
         )
     config = yaml.safe_load(info.artifact("config.yaml").read_text(encoding="utf-8"))
     weighting = config["evaluation"].get("gauc_weighting", "impressions")
+    own = tuple(map(metric_of, config["evaluation"].get("metrics", [])))
     rows = json.loads(info.artifact("table.json").read_text(encoding="utf-8"))
     found = []
     for row in rows if baselines else rows[:1]:
         _, protocol, _ = next(iter(row["metrics"])).split("/")
         file = info.artifact(f"per_question/test/{file_name(row['model'])}.parquet")
-        found.append(Answers(row["model"], protocol, pl.read_parquet(file), weighting))
+        found.append(Answers(row["model"], protocol, pl.read_parquet(file), weighting, own))
     return found
 
 

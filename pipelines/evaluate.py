@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
+from pipelines.class_paths import check_consent
 from pipelines.clicks import (
     ClickJudge,
     check_candidates,
@@ -116,15 +117,20 @@ def run(config: EvaluateConfig) -> None:
             "(NAME@champion, NAME/3), recommendations= the file of another system's lists: one of "
             "them is needed, and only one"
         )
-    if isinstance(config.evaluation, EvaluationConfig):
-        check_evaluation(config.evaluation)
-    else:
-        check_click_evaluation(config.evaluation)
     if config.recommendations is not None:
+        check(config)
         judge_recommendations(config, started)
         return
     run_id = run_of(config.run, config.model, config.tracking)
     info, trained = trained_run(run_id, config.tracking)
+    check_consent(
+        trained,
+        config.trusted_modules,
+        f"run {info.run_id} ('{info.name}')",
+        data=config.data is None,
+        metrics=getattr(config.evaluation, "metrics", []),
+    )
+    check(config)
     data, split_config = config.data or trained.data, config.split or trained.split
     evaluation = config.evaluation
     if evaluation.name != trained.evaluation.name:
@@ -159,7 +165,7 @@ def run(config: EvaluateConfig) -> None:
 
     store = open_store(make_store(data, accept))
     say_unusable(store)
-    model, _ = load_model(folder)
+    model, _ = load_model(folder, config.trusted_modules)
     judge: Judge | ClickJudge
     models: dict[str, Any] = {described["name"]: model}
     if isinstance(evaluation, ClickEvaluationConfig):
@@ -204,6 +210,18 @@ def run(config: EvaluateConfig) -> None:
     )
 
 
+def check(config: EvaluateConfig) -> None:
+    """Refuses what nothing will compute, before any work starts.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if isinstance(config.evaluation, EvaluationConfig):
+        check_evaluation(config.evaluation)
+    else:
+        check_click_evaluation(config.evaluation)
+
+
 def judge_recommendations(config: EvaluateConfig, started: float) -> None:
     """Another system's lists, beside the baselines.
 
@@ -229,6 +247,8 @@ def judge_recommendations(config: EvaluateConfig, started: float) -> None:
             f"leaks={config.leaks} does not go with recommendations=: nobody knows what another "
             "system was trained on; leave it out"
         )
+    if config.trusted_modules:
+        raise ConfigError("trusted_modules= is about code that a run names: it goes with run=")
     if config.candidate_set.name != "full":
         raise ConfigError(
             f"candidate_set={config.candidate_set.name} does not go with recommendations=, whose "

@@ -540,10 +540,9 @@ def make_report(examination: Examination, title: str, model: Any) -> Report:
 def accuracy_table(examination: Examination) -> str:
     """All accuracy metrics of all models, with intervals, as HTML."""
     from recsys.evaluation import html_report
-    from recsys.evaluation.metrics import METRICS
 
     judge = examination.judge
-    names = [f"{metric}_{k}" for k in judge.evaluation.ks for metric in METRICS]
+    names = [f"{metric}_{k}" for k in judge.evaluation.ks for metric in judge.metrics]
     rows = []
     for row in examination.rows:
         cells = [row["model"]]
@@ -567,16 +566,16 @@ def _cell(value: float | str) -> str:
 def beyond_table(examination: Examination) -> str:
     """What the lists of all models are like, as HTML."""
     from recsys.evaluation import html_report
-    from recsys.evaluation.metrics import METRICS
 
     judge = examination.judge
+    metrics = judge.metrics
     k = 10 if 10 in judge.evaluation.ks else max(judge.evaluation.ks)
     prefix = f"test/{judge.protocol}/"
     first = examination.rows[0]["metrics"]
     names = [
         full.removeprefix(prefix)
         for full in first
-        if full.endswith(f"_{k}") and full.removeprefix(prefix).rpartition("_")[0] not in METRICS
+        if full.endswith(f"_{k}") and full.removeprefix(prefix).rpartition("_")[0] not in metrics
     ]
     lines = [
         [

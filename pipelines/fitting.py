@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
 from pipelines.judging import Judge, say, show_progress
+from pipelines.own import own_objective, touches_every_row
 from pipelines.schemas import (
     ClickTrainerConfig,
     CrossEntropyConfig,
     FullSoftmaxConfig,
     NextItemTrainerConfig,
     ObjectiveConfig,
+    OwnModelConfig,
+    OwnObjectiveConfig,
     TrainConfig,
     TrainerConfig,
 )
@@ -151,17 +154,17 @@ def _next_item(
 
     trainer = config.trainer
     assert isinstance(trainer, NextItemTrainerConfig)
+    scored: Any = model
     batches = TrainingBatches(
         judge.store,
         judge.split.training_ends,
-        config.model.max_length,
+        scored.max_length,
         trainer.tokens_per_batch,
         config.seed,
         trainer.minimum_batches,
         trainer.windows,
     )
     choose_rows(config, model)
-    scored: Any = model
     touched = any(table is scored.item_table() for table in touched_tables(model).values())
     objective = make_objective(config.objective, training_events_of_items(judge), touched)
     return NextItemTask(model, objective, optimization_of(trainer, len(batches))), batches
@@ -195,6 +198,19 @@ def choose_rows(config: TrainConfig, model: nn.Module) -> None:
     from recsys.training.touched_rows import choose_row_updates
 
     every_row = isinstance(config.objective, FullSoftmaxConfig)
+    if isinstance(config.objective, OwnObjectiveConfig):
+        every_row = touches_every_row(config.objective)
+        if every_row and config.trainer.row_updates == "touched":
+            raise ConfigError(
+                f"trainer.row_updates=touched does not go with {config.objective.class_path}, "
+                "which takes no touched_rows: its gradient holds every row of the item table; take "
+                "trainer.row_updates=auto"
+            )
+    if isinstance(config.model, OwnModelConfig) and config.trainer.row_updates == "auto":
+        # A table that is computed hands its gradient on to every row.
+        own: Any = model
+        table = own.item_table()
+        every_row = every_row or all(table is not parameter for parameter in model.parameters())
     choose_row_updates(model, config.trainer.row_updates, every_row)
 
 
@@ -259,6 +275,8 @@ def make_objective(
     if isinstance(config, FullSoftmaxConfig):
         assert not touched_rows
         return full_softmax
+    if isinstance(config, OwnObjectiveConfig):
+        return own_objective(config, item_counts_V, touched_rows)
     kinds = {"sampled_softmax": SampledSoftmax, "gbce": GBCE, "bce": BCE, "bpr": BPR}
     arguments = asdict(config)
     objective: Objective = kinds[arguments.pop("name")](

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError, build
 from pipelines.entry import main, shipped
+from pipelines.own import own_log
 from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, write_result
 from pipelines.schemas import (
@@ -86,6 +87,10 @@ def make_store(data: DataConfig, accept: Callable[[HistoryStore], object] | None
         time_unit=data.time_unit,
     )
     path = data.path
+    if data.class_path is not None:
+        path = own_log(data, columns, cache_dir() / "own")
+    elif data.arguments:
+        raise LogError("data.arguments are those of data.class_path=, which is not given")
     if path is None:
         if data.source is None:
             raise LogError("data.path is required: name the log's file, or a glob of files.")

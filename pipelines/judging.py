@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.checking import ConfigError
+from pipelines.own import all_metrics, check_metrics, metric_of
 from pipelines.paths import cache_dir
 from pipelines.schemas import (
     ClickEvaluationConfig,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from recsys.evaluation.candidates import Candidates
     from recsys.evaluation.intervals import Interval
+    from recsys.evaluation.metrics import Metric
     from recsys.evaluation.ranking import Encoder, Ranking, Scorer
     from recsys.histories.audit import Finding
     from recsys.histories.clicks import ClickQuestions, ClickSplit
@@ -163,6 +166,11 @@ class Judge:
             ranked = f"lists of at most {self.listed:,} items, an answer beyond them is a miss"
         return f"{self.split.in_words}; {ranked}, {seen}{self.trained_on}"
 
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """What is measured of the ranks, by name: ours, then those of one's own."""
+        return all_metrics(self.evaluation.metrics)
+
     def name(self, stage: str, metric: str) -> str:
         """Full name of a metric."""
         from recsys.evaluation.report import metric_name
@@ -195,10 +203,10 @@ class Judge:
         """Metrics by full name, one row a question, and what was counted, of these answers."""
         from recsys.evaluation.report import per_question_frame, summarise
 
-        ks = self.evaluation.ks
-        values = summarise(ranking, self.store, ks)
+        ks, metrics = self.evaluation.ks, self.metrics
+        values = summarise(ranking, self.store, ks, metrics)
         named = {self.name(stage, metric): value for metric, value in values.items()}
-        frame = per_question_frame(ranking, self.store, self.questions(stage), ks)
+        frame = per_question_frame(ranking, self.store, self.questions(stage), ks, metrics)
         return named, frame, ranking.counts
 
     def score(self, model: Encoder | Scorer, stage: str, metric: str) -> float:
@@ -225,11 +233,10 @@ def check_evaluation(evaluation: EvaluationConfig, monitor: str | None = None) -
     check_resamples(evaluation.resamples)
     if evaluation.tie_orders < 0:
         raise ValueError(f"evaluation.tie_orders must be at least 0, not {evaluation.tie_orders}")
+    check_metrics(evaluation.metrics)
     if monitor is None:
         return
-    from recsys.evaluation.metrics import METRICS
-
-    known = [f"{kind}_{k}" for k in evaluation.ks for kind in METRICS]
+    known = [f"{kind}_{k}" for k in evaluation.ks for kind in all_metrics(evaluation.metrics)]
     if monitor not in known:
         near = difflib.get_close_matches(monitor, known, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(known)}."
@@ -274,14 +281,24 @@ def baselines(judge: Judge, monitor: str, repeats: bool) -> list[Baseline]:
         judge: asks the validation questions.
         monitor: the metric that chooses.
         repeats: whether items of the history may be the answer.
+
+    Raises:
+        ConfigError: `monitor` is a metric that is not measured here.
     """
     import numpy as np
 
     from recsys.models.baselines.tuning import tune_baselines
 
     # The cut-off that tunes need not be one that is reported.
-    cut = int(monitor.rpartition("_")[2])
-    judge = dataclasses.replace(judge, evaluation=dataclasses.replace(judge.evaluation, ks=[cut]))
+    metric, _, cut = monitor.rpartition("_")
+    if metric not in judge.metrics:
+        raise ConfigError(
+            f"the baselines are tuned by {monitor}, which chose the model too: keep it among "
+            "evaluation.metrics, or take evaluation.baselines=false"
+        )
+    judge = dataclasses.replace(
+        judge, evaluation=dataclasses.replace(judge.evaluation, ks=[int(cut)])
+    )
     store, split = judge.store, judge.split
     made_from = {
         "version": BASELINE_CACHE_VERSION,
@@ -295,7 +312,9 @@ def baselines(judge: Judge, monitor: str, repeats: bool) -> list[Baseline]:
     }
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir() / "baselines" / key
-    found = _read_baselines(folder) if store.fingerprint else None
+    # What was tuned by a metric of one's own is not kept: its code may be another one tomorrow.
+    kept = bool(store.fingerprint) and metric not in map(metric_of, judge.evaluation.metrics)
+    found = _read_baselines(folder) if kept else None
     if found is not None:
         return found
     started = time.perf_counter()
@@ -314,7 +333,7 @@ def baselines(judge: Judge, monitor: str, repeats: bool) -> list[Baseline]:
         say(f"  {best.model.name}: {chosen}  (validation {monitor} {best.score:.4f})")
     say(f"  in {time.perf_counter() - started:.0f} s")
     models = [best.model for best in tuned]
-    if store.fingerprint:
+    if kept:
         trials = [asdict(trial) for best in tuned for trial in best.trials]
         _write_baselines(folder, models, {"made_from": made_from, "trials": trials})
     return models
@@ -403,7 +422,8 @@ def table_columns(judge: Judge) -> dict[str, str]:
     """The final table's columns: metric by name, and its heading."""
     ks = judge.evaluation.ks
     k = 10 if 10 in ks else max(ks)
-    labels = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR", "coverage": "coverage"}
+    own = {name: name.replace("_", " ") for name in map(metric_of, judge.evaluation.metrics)}
+    labels = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR", **own, "coverage": "coverage"}
     return {judge.name("test", f"{metric}_{k}"): f"{label}@{k}" for metric, label in labels.items()}
 
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.checking import ConfigError
+from pipelines.class_paths import check_consent
 from pipelines.entry import main
 from pipelines.ingest import make_store
 from pipelines.judging import make_split, say, say_unusable
@@ -71,6 +72,8 @@ def run(config: RecommendConfig) -> None:
 
     run_id = run_of(config.run, config.model, config.tracking)
     info, trained = trained_run(run_id, config.tracking)
+    named = f"run {info.run_id} ('{info.name}')"
+    check_consent(trained, config.trusted_modules, named, data=config.data is None)
     data = config.data or trained.data
     folder = info.model()
     described = read_description(folder)
@@ -130,6 +133,7 @@ def run(config: RecommendConfig) -> None:
             popularity_V=popularity_V,
             candidates_C=candidates,
             tie_seed=config.tie_seed,
+            trusted_modules=config.trusted_modules,
         )
     protocol = "-".join(
         (

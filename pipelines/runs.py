@@ -116,7 +116,7 @@ def name_dataset(
     store = judge.store
     counts = {"events": store.events, "users": store.users, "items": store.catalogue_size - 1}
     profile = {**counts, **judge.split.counts}
-    source = data.path or data.source or data.name
+    source = data.class_path or data.path or data.source or data.name
     tracked.dataset(data.name, store.fingerprint, profile, source, context=context)
 
 

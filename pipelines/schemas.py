@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+# What one's own classes and functions may be given.
+Argument = bool | int | float | str | list[int] | list[float] | list[str] | None
+
 
 @dataclass(frozen=True)
 class ColumnsConfig:
@@ -157,6 +160,9 @@ class DataConfig:
         name: of the store.
         source: a public data set that is fetched; null reads `path`.
         path: a file or a glob; with a `source`, a local copy of its canonical table.
+        class_path: a function of one's own package that gives the log, such as mypackage.logs.sales
+            (docs/extending.md), in place of a path.
+        arguments: what it is called with.
         columns: the names of the log's columns.
         users: a table with a row a user, for features; null: none, or the source's own.
         users_key: its column with the user id; null: named as in the log.
@@ -202,6 +208,8 @@ class DataConfig:
     max_bad_share: float
     repeats: bool
     verify: bool
+    class_path: str | None = None
+    arguments: dict[str, Argument] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -329,8 +337,26 @@ class LogisticRegressionConfig:
     max_length: int
 
 
+@dataclass(frozen=True)
+class OwnModelConfig:
+    """A next-item model of one's own package (docs/extending.md).
+
+    Attributes:
+        name: of the choice.
+        class_path: of a class, such as mypackage.models.GRU.
+        arguments: of its constructor, beside `catalogue_size`.
+    """
+
+    name: Literal["own"]
+    class_path: str
+    arguments: dict[str, Argument]
+
+
+NextItemModelConfig = SASRecConfig | OwnModelConfig
 RankerConfig = DINConfig | MeanPoolingConfig | LogisticRegressionConfig
-ModelConfig = SASRecConfig | DINConfig | MeanPoolingConfig | LogisticRegressionConfig
+ModelConfig = (
+    SASRecConfig | OwnModelConfig | DINConfig | MeanPoolingConfig | LogisticRegressionConfig
+)
 
 
 @dataclass(frozen=True)
@@ -431,8 +457,24 @@ class CrossEntropyConfig:
     mini_batch_aware: float
 
 
+@dataclass(frozen=True)
+class OwnObjectiveConfig:
+    """An objective of next-item models of one's own package (docs/extending.md).
+
+    Attributes:
+        name: of the choice.
+        class_path: of a function of (hidden_TD, table_VD, targets_T), or of a class of such.
+        arguments: of the function, beside these three, or of the class.
+    """
+
+    name: Literal["own"]
+    class_path: str
+    arguments: dict[str, Argument]
+
+
 ObjectiveConfig = (
     FullSoftmaxConfig
+    | OwnObjectiveConfig
     | SampledSoftmaxConfig
     | GBCEConfig
     | BCEConfig
@@ -596,6 +638,8 @@ class EvaluationConfig:
         tie_orders: other orders of events of equal time in which the model is asked again, to see
             how far its metrics hang on the order of a file.
         explained_users: a sample whose histories and lists `explain.html` shows; 0 leaves it out.
+        metrics: functions of one's own package that are measured too, more being better, such as
+            [mypackage.metrics.reach] (docs/extending.md).
     """
 
     name: Literal["next_item"]
@@ -608,6 +652,7 @@ class EvaluationConfig:
     resamples: int = 0
     tie_orders: int = 0
     explained_users: int = 0
+    metrics: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -719,6 +764,7 @@ class TrainConfig:
         candidate_set: what a question lets a model choose from.
         audit: what the split may look like.
         register: name in the registry, of which the finished model becomes a version.
+        trusted_modules: with resume=RUN_ID: packages beside recsys whose code that run may use.
     """
 
     data: DataConfig
@@ -737,6 +783,7 @@ class TrainConfig:
     candidate_set: CandidatesConfig = FullCandidatesConfig("full")
     audit: AuditConfig = NO_AUDIT
     register: str | None = None
+    trusted_modules: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -750,6 +797,7 @@ class BacktestConfig(TrainConfig):
         result: a file for the table as JSON.
         plan: not of use here.
         register: not of use here.
+        trusted_modules: not of use here.
         cuts: two or more moments, as shares of the events or ISO dates. Between each two that
             follow each other lies a window; a model is trained on what comes before one window,
             chosen on it, and asked about the next.
@@ -780,6 +828,7 @@ class EvaluateConfig:
         tracking: where the run is kept.
         result: a file for the final table as JSON.
         model: in place of run: a version in the registry, NAME@champion or NAME/3.
+        trusted_modules: packages beside recsys whose code the run may use, such as [mypackage].
     """
 
     run: str | None
@@ -793,6 +842,7 @@ class EvaluateConfig:
     tracking: TrackingConfig
     result: str | None
     model: str | None = None
+    trusted_modules: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -878,6 +928,7 @@ class RecommendConfig:
         tracking: where the run is kept.
         result: a file for counts and times as JSON.
         model: in place of run: a version in the registry, NAME@champion or NAME/3.
+        trusted_modules: packages beside recsys whose code the run may use, such as [mypackage].
     """
 
     run: str | None
@@ -897,6 +948,7 @@ class RecommendConfig:
     tracking: TrackingConfig
     result: str | None
     model: str | None = None
+    trusted_modules: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

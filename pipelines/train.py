@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError, build
+from pipelines.class_paths import check_trusted, class_paths
 from pipelines.clicks import (
     RANKERS,
     ClickJudge,
@@ -65,6 +66,7 @@ from pipelines.judging import (
     split_counts,
     table,
 )
+from pipelines.own import own_model, try_own
 from pipelines.paths import cache_dir, outbox_dir
 from pipelines.result import check_result_path, peak_memory_gb, write_result
 from pipelines.runs import (
@@ -79,7 +81,8 @@ from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
     EvaluationConfig,
-    SASRecConfig,
+    NextItemModelConfig,
+    OwnModelConfig,
     TrainConfig,
 )
 from pipelines.serving import how_to_serve, make_servable
@@ -107,6 +110,11 @@ def run(config: TrainConfig) -> None:
         read_checkpoint(checkpoint)  # a damaged one: said before anything is written
         if resumed is not None:
             config = settings_of(resumed, config)
+    if config.trusted_modules and resumed is None:
+        raise ConfigError(
+            "trusted_modules= is about code that a recorded run names: it goes with resume=RUN_ID; "
+            "what this command line names is trusted already"
+        )
     check_kinds(config)
     check_trainer(config)
     judge = click_job(config) if config.model.name in RANKERS else next_item_job(config)
@@ -161,7 +169,7 @@ def tracked_training(
     say_unusable(store)
     title = config.name or run_title(config)
     tags = {"store": store.fingerprint, "protocol": judge.protocol, "seed": str(config.seed)}
-    doing = begun(judge, config.data.name, f"Training {MODEL_NAMES[config.model.name]}.")
+    doing = begun(judge, config.data.name, f"Training {model_title(config)}.")
     with start_run(
         config, "train", title, tags=tags, description=doing, parent=parent, run_id=resumed
     ) as tracked:
@@ -206,9 +214,11 @@ def next_item_job(config: TrainConfig) -> Judge:
     import numpy as np
 
     evaluation = config.evaluation
-    assert isinstance(evaluation, EvaluationConfig) and isinstance(config.model, SASRecConfig)
+    assert isinstance(evaluation, EvaluationConfig)
+    assert isinstance(config.model, NextItemModelConfig)
     check_evaluation(evaluation, config.trainer.monitor)
     # Wrong arguments: said at once.
+    try_own(config)
     choose_rows(config, make_model(config.model, catalogue_size=2, seed=config.seed))
     make_objective(config.objective, np.array([0, 1]))
     folder = make_store(
@@ -240,7 +250,7 @@ def click_job(config: TrainConfig) -> ClickJudge:
     """The questions of a ranker, once everything about the settings has been checked."""
     questions, evaluation, model = config.questions, config.evaluation, config.model
     assert isinstance(questions, ClicksConfig) and isinstance(evaluation, ClickEvaluationConfig)
-    assert not isinstance(model, SASRecConfig)
+    assert not isinstance(model, NextItemModelConfig)
     check_click_evaluation(evaluation, config.trainer.monitor)
     check_candidates(config.candidate_set)
     check_regularisers(config.objective)
@@ -275,10 +285,10 @@ def click_job(config: TrainConfig) -> ClickJudge:
 def untrained(config: TrainConfig, judge: Judge | ClickJudge) -> nn.Module:
     """The model of a run, with weights drawn by seed."""
     if isinstance(judge, ClickJudge):
-        assert not isinstance(config.model, SASRecConfig)
+        assert not isinstance(config.model, NextItemModelConfig)
         catalogue_size = judge.store.catalogue_size
         return make_ranker(config.model, catalogue_size, judge.features.sizes, config.seed)
-    assert isinstance(config.model, SASRecConfig)
+    assert isinstance(config.model, NextItemModelConfig)
     return make_model(config.model, judge.store.catalogue_size, config.seed)
 
 
@@ -293,7 +303,7 @@ def say_plan(config: TrainConfig, judge: Judge | ClickJudge) -> None:
     model = untrained(config, judge)
     task, batches = task_and_batches(config, judge, model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    say(f"{MODEL_NAMES[config.model.name]}: {parameters:,} parameters")
+    say(f"{model_title(config)}: {parameters:,} parameters")
     for line in memory_lines(check_memory(config.trainer, task, batches)):
         say(line)
     found = probe(task.train(), batches, config.trainer.precision)
@@ -312,18 +322,18 @@ def train_and_judge(
     from recsys.training.saved_model import save_model
 
     store = judge.store
-    title = MODEL_NAMES[config.model.name]
+    title = model_title(config)
     beside: dict[str, Any] = {}
     if isinstance(judge, ClickJudge):
         if config.evaluation.baselines:
             beside = click_baselines(config, judge)
-        assert not isinstance(config.model, SASRecConfig)
+        assert not isinstance(config.model, NextItemModelConfig)
         arguments = ranker_arguments(config.model, store.catalogue_size, judge.features.sizes)
     else:
         if config.evaluation.baselines:
             repeats = config.data.repeats
             beside = {b.name: b for b in baselines(judge, config.trainer.monitor, repeats)}
-        assert isinstance(config.model, SASRecConfig)
+        assert isinstance(config.model, NextItemModelConfig)
         arguments = model_arguments(config.model, store.catalogue_size)
     model = untrained(config, judge)
     reference = {
@@ -385,14 +395,24 @@ SIZES = ("width", "heads", "layers")
 MODEL_NAMES = {"sasrec": "SASRec", **RANKERS}
 
 
-def model_arguments(config: SASRecConfig, catalogue_size: int) -> dict[str, Any]:
+def model_title(config: TrainConfig) -> str:
+    """What the model is called in tables: one's own by the name of its class."""
+    model = config.model
+    if isinstance(model, OwnModelConfig):
+        return model.class_path.rpartition(".")[2]
+    return MODEL_NAMES[model.name]
+
+
+def model_arguments(config: NextItemModelConfig, catalogue_size: int) -> dict[str, Any]:
     """The constructor's arguments."""
+    if isinstance(config, OwnModelConfig):
+        return {"catalogue_size": catalogue_size, **config.arguments}
     arguments = asdict(config)
     del arguments["name"]
     return {"catalogue_size": catalogue_size, **arguments}
 
 
-def make_model(config: SASRecConfig, catalogue_size: int, seed: int) -> nn.Module:
+def make_model(config: NextItemModelConfig, catalogue_size: int, seed: int) -> nn.Module:
     """A model with weights drawn by seed; the rest of the run draws from the same generator.
 
     Raises:
@@ -403,6 +423,8 @@ def make_model(config: SASRecConfig, catalogue_size: int, seed: int) -> nn.Modul
     from recsys.models.next_item.sasrec import SASRec
 
     torch.manual_seed(seed)
+    if isinstance(config, OwnModelConfig):
+        return own_model(config, catalogue_size)
     return SASRec(**model_arguments(config, catalogue_size))
 
 
@@ -441,9 +463,15 @@ def check_trainer(config: TrainConfig) -> None:
 
 def run_title(config: TrainConfig) -> str:
     """A name a person can read."""
+    sizes = [f"{name} {value}" for name, value in sizes_of(config).items()]
+    return " ".join([model_title(config), config.data.name, *sizes, f"seed {config.seed}"])
+
+
+def sizes_of(config: TrainConfig) -> dict[str, Any]:
+    """How large a model is, in its own words."""
     model = config.model
-    sizes = [f"{name} {getattr(model, name)}" for name in SIZES if hasattr(model, name)]
-    return " ".join([MODEL_NAMES[model.name], config.data.name, *sizes, f"seed {config.seed}"])
+    values = model.arguments if isinstance(model, OwnModelConfig) else vars(model)
+    return {name: values[name] for name in SIZES if name in values}
 
 
 def run_folder(run_id: str) -> Path:
@@ -481,22 +509,26 @@ def settings_of(run_id: str, config: TrainConfig) -> TrainConfig:
         config: of this command, which may repeat them but not change them.
 
     Raises:
-        ConfigError: a setting was changed on the command line.
+        ConfigError: a setting was changed on the command line, or the run names code that neither
+            the command line names nor `trusted_modules` allows.
     """
     import yaml
 
     info = find_run(run_id, config.tracking.uri, waiting_too=True)
     text = info.artifact("config.yaml").read_text(encoding="utf-8")
     own = build(TrainConfig, yaml.safe_load(text), lambda key: f" in config.yaml of run {run_id}")
+    named = class_paths(config)
+    strangers = {path: s for path, s in class_paths(own).items() if path not in named}
+    check_trusted(strangers, config.trusted_modules, f"run {run_id}")
     given, plain = flat(asdict(config)), flat(asdict(compose("train", TrainConfig)))
     before = flat(asdict(own))
-    free = {"resume", "result", "tracking.uri"}
-    named = {argument.lstrip("+").partition("=")[0] for argument in sys.argv[1:]}
+    free = {"resume", "result", "tracking.uri", "trusted_modules"}
+    typed = {argument.lstrip("+").partition("=")[0] for argument in sys.argv[1:]}
 
     def was_given(key: str, value: Any) -> bool:
         parts = key.split(".")
         prefixes = {".".join(parts[: i + 1]) for i in range(len(parts))}
-        return value != plain.get(key) or bool(prefixes & named)
+        return value != plain.get(key) or bool(prefixes & typed)
 
     changed = [
         f"{key} ({before.get(key)!r} there, {value!r} here)"
@@ -508,7 +540,13 @@ def settings_of(run_id: str, config: TrainConfig) -> TrainConfig:
             f"resume={run_id} goes on with the settings of that run; leave out {', '.join(changed)}"
         )
     tracking = dataclasses.replace(own.tracking, uri=config.tracking.uri or own.tracking.uri)
-    return dataclasses.replace(own, resume=config.resume, result=config.result, tracking=tracking)
+    return dataclasses.replace(
+        own,
+        resume=config.resume,
+        result=config.result,
+        tracking=tracking,
+        trusted_modules=config.trusted_modules,
+    )
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -53,12 +53,14 @@ class Answers:
         protocol: of the questions, as it stands in metric names.
         weighting: what a user counted in the GAUC of its report.
         frame: one row a question, as `per_question_frame` or `per_question_click_frame` gives it.
+        own_metrics: names of columns' metrics beside ours, more being better.
     """
 
     name: str
     protocol: str
     frame: pl.DataFrame
     weighting: Weighting = "impressions"
+    own_metrics: tuple[str, ...] = ()
 
     @property
     def of_clicks(self) -> bool:
@@ -187,7 +189,8 @@ def metrics_of(answers: Answers) -> list[str]:
     names = []
     for name in answers.frame.columns:
         metric, _, k = name.rpartition("_")
-        if metric in METRICS and k.isdigit() and (listed is None or int(k) <= int(listed[1])):
+        known = metric in METRICS or metric in answers.own_metrics
+        if known and k.isdigit() and (listed is None or int(k) <= int(listed[1])):
             names.append(name)
     return names
 

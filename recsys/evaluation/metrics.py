@@ -10,13 +10,17 @@ Dimensions: N questions, A answers of all questions together, K cut-off.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 _MISS = np.iinfo(np.int64).max  # sorts behind every rank
+
+
+class MetricError(ValueError):
+    """A metric of somebody's own that gives no number for each question."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,8 @@ def average_precision(answers: RankedAnswers, k: int) -> np.ndarray:
     return _sum(answers, question, number / ranks) / answers.relevant
 
 
-METRICS: dict[str, Callable[[RankedAnswers, int], np.ndarray]] = {
+Metric = Callable[[RankedAnswers, int], np.ndarray]
+METRICS: Mapping[str, Metric] = {
     "hr": hit_rate,
     "ndcg": ndcg,
     "mrr": mrr,
@@ -176,7 +181,9 @@ METRICS: dict[str, Callable[[RankedAnswers, int], np.ndarray]] = {
 }
 
 
-def metric_table(answers: RankedAnswers, ks: Sequence[int]) -> dict[str, np.ndarray]:
+def metric_table(
+    answers: RankedAnswers, ks: Sequence[int], metrics: Mapping[str, Metric] = METRICS
+) -> dict[str, np.ndarray]:
     """Every metric at every cut-off, per question.
 
     >>> sorted(metric_table(EXAMPLE, [2]))
@@ -185,11 +192,52 @@ def metric_table(answers: RankedAnswers, ks: Sequence[int]) -> dict[str, np.ndar
     Args:
         answers: the ranks.
         ks: cut-offs.
+        metrics: by name; more must be better.
 
     Returns:
         Metric name → float64 [N].
+
+    Raises:
+        MetricError: a metric gives anything but a finite number for each question.
     """
-    return {f"{name}_{k}": metric(answers, k) for name, metric in METRICS.items() for k in ks}
+    return {
+        f"{name}_{k}": checked(name, metric(answers, k), answers.questions)
+        for name, metric in metrics.items()
+        for k in ks
+    }
+
+
+def checked(name: str, values: object, questions: int) -> np.ndarray:
+    """What a metric gave, as float64 [N].
+
+    >>> checked("mine", [1, 0], 3)
+    Traceback (most recent call last):
+        ...
+    recsys.evaluation.metrics.MetricError: metric mine gave 2 values for 3 questions
+
+    Args:
+        name: of the metric, for the message.
+        values: what it gave.
+        questions: N.
+
+    Raises:
+        MetricError: it is anything but a finite number for each question.
+    """
+    found = np.asarray(values)
+    if found.dtype.kind not in "fiub":
+        raise MetricError(
+            f"metric {name} gave {type(values).__name__}, not an array of one number a question"
+        )
+    if found.shape != (questions,):
+        given = f"{len(found):,} values" if found.ndim == 1 else f"shape {found.shape}"
+        raise MetricError(f"metric {name} gave {given} for {questions:,} questions")
+    if not (finite := np.isfinite(found)).all():
+        raise MetricError(
+            f"metric {name} gave {found[~finite][0]} for question {int(np.argmin(finite))} "
+            f"({int((~finite).sum()):,} of {questions:,}): a mean over the questions needs a "
+            "number of each"
+        )
+    return found.astype(np.float64, copy=False)
 
 
 def _cut(k: int) -> int:

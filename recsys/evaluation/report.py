@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from recsys.evaluation.beyond_accuracy import coverage
-from recsys.evaluation.metrics import metric_table
+from recsys.evaluation.metrics import METRICS, Metric, metric_table
 from recsys.evaluation.ranking import Ranking
 from recsys.histories.questions import Questions
 from recsys.histories.store import HistoryStore
@@ -47,13 +47,19 @@ def metric_name(stage: str, protocol: str, metric: str) -> str:
     return name
 
 
-def summarise(ranking: Ranking, store: HistoryStore, ks: Sequence[int]) -> dict[str, float]:
+def summarise(
+    ranking: Ranking,
+    store: HistoryStore,
+    ks: Sequence[int],
+    metrics: Mapping[str, Metric] = METRICS,
+) -> dict[str, float]:
     """Means over the questions, and what the lists look like together.
 
     Args:
         ranking: what `rank` returned.
         store: the histories it was asked about.
         ks: cut-offs, none longer than the lists.
+        metrics: by name.
 
     Returns:
         The mean of each metric (`ndcg_10`, …), `coverage_K` (share of the catalogue's items that
@@ -65,7 +71,8 @@ def summarise(ranking: Ranking, store: HistoryStore, ks: Sequence[int]) -> dict[
     length = ranking.lists_NK.shape[1]
     if max(ks) > length:
         raise ValueError(f"cut-off {max(ks)} is beyond the lists, which hold {length} items")
-    values = {name: float(v.mean()) for name, v in metric_table(ranking.answers, ks).items()}
+    table = metric_table(ranking.answers, ks, metrics)
+    values = {name: float(v.mean()) for name, v in table.items()}
     for k in ks:
         values[f"coverage_{k}"] = coverage(ranking.lists_NK[:, :k], store.catalogue_size)
     values["questions"] = float(ranking.answers.questions)
@@ -73,7 +80,11 @@ def summarise(ranking: Ranking, store: HistoryStore, ks: Sequence[int]) -> dict[
 
 
 def per_question_frame(
-    ranking: Ranking, store: HistoryStore, questions: Questions, ks: Sequence[int]
+    ranking: Ranking,
+    store: HistoryStore,
+    questions: Questions,
+    ks: Sequence[int],
+    metrics: Mapping[str, Metric] = METRICS,
 ) -> pl.DataFrame:
     """One row a question, in the questions' order: what intervals and comparisons start from.
 
@@ -82,6 +93,7 @@ def per_question_frame(
         store: the histories.
         questions: what was asked.
         ks: cut-offs.
+        metrics: by name.
 
     Returns:
         `user` (raw id), `history_length` (events before the question), `answer` (raw id of the
@@ -100,7 +112,7 @@ def per_question_frame(
     )
     return frame.with_columns(
         pl.col("rank").replace(0, None),
-        *(pl.Series(name, v) for name, v in metric_table(ranking.answers, ks).items()),
+        *(pl.Series(name, v) for name, v in metric_table(ranking.answers, ks, metrics).items()),
     )
 
 

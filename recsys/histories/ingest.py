@@ -54,6 +54,8 @@ __all__ = ["Extras", "fingerprint_of", "ingest", "read_report", "render_report"]
 _WHOLE_NUMBER = r"^(?:0|-?[1-9][0-9]{0,18})$"
 _BATCH = 1 << 18  # rows
 _GROWTH = 1 << 22
+USUAL_COLUMNS = Columns("user", "item", "time")
+NO_CLEANING = Cleaning()
 # What stands for a missing value in an array; no value is like it.
 _MISSING = {"user": 0, "item": 0, "time": NO_TIME, "order": 0, "rating": float("nan"), "label": -1}
 
@@ -109,9 +111,9 @@ class Extras:
 
 def ingest(
     path: str,
-    columns: Columns,
-    cleaning: Cleaning,
-    cache_dir: Path,
+    columns: Columns = USUAL_COLUMNS,
+    cleaning: Cleaning = NO_CLEANING,
+    cache_dir: Path = Path("data/cache"),
     *,
     verify: bool = False,
     name: str = "log",
@@ -123,8 +125,8 @@ def ingest(
 
     Args:
         path: a file or a glob; see `recsys.logs.readers.open_log`.
-        columns: which column means what.
-        cleaning: what is removed.
+        columns: which column means what; those of the log are else called user, item and time.
+        cleaning: what is removed; else nothing is.
         cache_dir: stores go to `cache_dir/stores`, rejected rows of a stopped ingest to
             `cache_dir/quarantine`.
         verify: hash all sources again, and the files of a store that is found; a damaged one is

@@ -206,6 +206,28 @@ class Recommender:
         }
         return Recommendations(self.frame(users, top), counts)
 
+    def recommend_all(
+        self, store: HistoryStore, *, k: int, filter_seen: bool = True
+    ) -> pl.DataFrame:
+        """Lists for every user of a store, from all events of each; see `frame`.
+
+        Args:
+            store: histories in the model's item indices.
+            k: length of the lists; they are shorter where the candidates run out.
+            filter_seen: leave out what the history holds.
+
+        Raises:
+            ValueError: k below 1, or a store of other items.
+        """
+        if store.item_vocabulary.fingerprint != self.items.fingerprint:
+            raise ValueError(
+                f"the store holds {len(store.item_vocabulary):,} items that are not the "
+                f"{len(self.items):,} of {self.name}: it can only recommend items it knows"
+            )
+        users = np.arange(store.users)
+        top = self.top_k(store, users, store.lengths, k=k, filter_seen=filter_seen)
+        return self.frame(store.user_vocabulary.raw(users), top)
+
     @torch.no_grad()
     def top_k(
         self,

@@ -68,7 +68,7 @@ def load_model(
     if package not in ("recsys", *trusted_modules):
         raise ModelError(
             f"{folder} holds a {path}: classes are only built from recsys and trusted_modules "
-            f"({', '.join(trusted_modules) or 'none'})"
+            f"({', '.join(trusted_modules) or 'none'}); add '{package}' to them if you trust it"
         )
     try:
         model: nn.Module = getattr(importlib.import_module(module), name)(**described["arguments"])

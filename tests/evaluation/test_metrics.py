@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.evaluation.metrics import METRICS, RankedAnswers, metric_table
+from recsys.evaluation.metrics import METRICS, MetricError, RankedAnswers, metric_table
 
 # Per question: the ranks of its answers, 0 for a miss, no rank twice.
 ranks_of_a_question = st.lists(st.integers(0, 12), min_size=1, max_size=8).map(
@@ -131,3 +131,22 @@ def test_refuses_what_is_not_a_ranking(ranks, question, questions, words):
 def test_refuses_a_cut_off_below_one(name):
     with pytest.raises(ValueError, match="at least 1, not 0"):
         METRICS[name](ranked([[1]]), 0)
+
+
+def test_a_metric_of_one_s_own_must_give_a_finite_number_for_each_question() -> None:
+    answers = ranked([[1], [0, 3]])
+    found = metric_table(answers, [2, 4], {"best": lambda a, k: a.best <= k})
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "best_2": [1.0, 0.0],
+        "best_4": [1.0, 1.0],
+    }
+    assert found["best_2"].dtype == np.float64
+    for wrong, words in (
+        (np.ones(3), "metric mine gave 3 values for 2 questions"),
+        (np.ones((2, 1)), r"metric mine gave shape \(2, 1\) for 2 questions"),
+        (1.0, r"metric mine gave shape \(\) for 2 questions"),
+        (np.array([0.5, np.nan]), r"metric mine gave nan for question 1 \(1 of 2\)"),
+        (None, "metric mine gave NoneType, not an array"),
+    ):
+        with pytest.raises(MetricError, match=words):
+            metric_table(answers, [2], {"mine": lambda a, k, wrong=wrong: wrong})

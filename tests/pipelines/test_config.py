@@ -93,6 +93,7 @@ def test_every_file_we_ship_composes(command: str, group: str, choice: str) -> N
     overrides += ["runs=[latest]"] if command == "compare" else []
     overrides += ["run=latest", "name=films"] if command == "promote" else []
     overrides += ["candidate_set.path=x.parquet"] if choice == "given" else []
+    overrides += [f"{group}.class_path=mypackage.module.Name"] if choice == "own" else []
     config = compose(command, COMMANDS[command], overrides)
     assert build(COMMANDS[command], asdict(config), lambda key: "") == config
 
@@ -185,6 +186,7 @@ def test_schemas_equal_what_they_configure() -> None:
     assert cleaning.items() <= get_type_hints(DataConfig).items()
     own = {"name", "source", "path", "columns", "repeats", "verify", "label_from_rating"}
     own |= {"users", "users_key", "items", "items_key", "features", "impressions"}
+    own |= {"class_path", "arguments"}  # whose signature is in the user's code
     assert {field.name for field in fields(DataConfig)} - own == set(cleaning)
 
 
@@ -457,10 +459,13 @@ def test_settings_recorded_before_there_was_a_choice_mean_what_was_done(model: s
     recorded = asdict(config)
     del recorded["trainer"]["row_updates"], recorded["plan"]
     recorded["trainer"].pop("windows", None)
+    del recorded["trusted_modules"], recorded["data"]["class_path"], recorded["data"]["arguments"]
+    recorded["evaluation"].pop("metrics", None)
     read = build(TrainConfig, recorded, lambda key: "")
     assert read.trainer.row_updates == "all" and not read.plan
+    assert (read.trusted_modules, read.data.class_path, read.data.arguments) == ([], None, {})
     if isinstance(read.trainer, NextItemTrainerConfig):
-        assert read.trainer.windows == "newest"
+        assert read.trainer.windows == "newest" and read.evaluation.metrics == []
 
 
 def test_splits_and_objectives_are_told_apart_by_name() -> None:

@@ -237,6 +237,12 @@ def test_raw_histories_give_the_lists_of_the_store() -> None:
     assert answer.counts == {"users": 5, "users_empty": 1, "events_unknown": 0}
     as_series = made.recommend(pl.Series(raw), k=3, users=STORE.user_vocabulary.raw_ids)
     assert as_series.frame.equals(answer.frame)
+    assert made.recommend_all(STORE, k=3).equals(answer.frame)
+    shown = made.recommend(raw, k=3, users=STORE.user_vocabulary.raw_ids, filter_seen=False)
+    assert made.recommend_all(STORE, k=3, filter_seen=False).equals(shown.frame)
+    other = HistoryStore.from_lists([[1]], 4)
+    with pytest.raises(ValueError, match="holds 4 items that are not the 9 of Table"):
+        made.recommend_all(other, k=3)
 
 
 @settings(max_examples=30)
