@@ -19,8 +19,8 @@ other people that has no other columns.
 
 `save_pyfunc` turns the folder of a saved model into an MLflow model in place: beside `model.json`
 and `weights.safetensors` stand the item vocabulary with what the popularity list is made of, a
-ranker's features and what they read of items, and this package's own code, so that neither store
-nor checkout is needed. Nothing is pickled: MLflow imports this file from the model's code and calls
+ranker's features and what they read of items, and this package's own code, with the package of a
+model of one's own, so that neither store nor checkout is needed. Nothing is pickled: MLflow imports this file from the model's code and calls
 `_load_pyfunc`.
 
 MLflow is imported by functions, not by this file: whoever loads a model through MLflow has it.
@@ -30,6 +30,7 @@ Dimensions: N histories, K list length, V catalogue incl. padding (index 0).
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import io
 import json
@@ -147,7 +148,12 @@ def _load_pyfunc(folder: str) -> ListsModel:
         raise ModelError(f"{path / _ITEMS} is missing or damaged: copy the model again") from error
     popularity_V = np.concatenate([[0], counts])
     if history is None:
-        recommender = Recommender.load(path, items, popularity_V=popularity_V)
+        recommender = Recommender.load(
+            path,
+            items,
+            popularity_V=popularity_V,
+            trusted_modules=settings["own_packages"],  # whose code MLflow runs from here already
+        )
     else:
         described = read_description(path)
         check_vocabulary(described, items)
@@ -204,21 +210,25 @@ def save_pyfunc(
             order="order",
             report={},
         )
+    package = str(read_description(folder)["class"]).partition(".")[0]
+    own_packages = [] if package == recsys.__name__ else [package]
     settings = {
         "format": FORMAT,
         "version": VERSION,
         "filter_seen": filter_seen,
         "ranker_history": None if ranker is None else ranker[0],
+        "own_packages": own_packages,
     }
     write_text(folder / _SETTINGS, json.dumps(settings, indent=2) + "\n")
     example = pd.DataFrame({HISTORY: [items.raw_ids.head(3).to_list(), []]})
     model = Model()
+    code = [package_of(recsys.__name__), *map(package_of, own_packages)]
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
         made = Path(aside) / "model"
         mlflow.pyfunc.save_model(
             made,
             loader_module=__name__,
-            code_paths=[str(Path(recsys.__file__).parent)],
+            code_paths=[str(path) for path in code],
             mlflow_model=model,
             signature=signature_of(items, filter_seen),
             input_example=(example, {"k": _EXAMPLE_K}),
@@ -240,6 +250,15 @@ def save_pyfunc(
         model.model_size_bytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         model.save(made / _LAST)
         (made / _LAST).replace(folder / _LAST)
+
+
+def package_of(name: str) -> Path:
+    """The folder of an imported package, or the file of a module that stands alone."""
+    module = importlib.import_module(name)
+    if module.__file__ is None:  # a package without __init__.py
+        return Path(next(iter(module.__path__)))
+    file = Path(module.__file__)
+    return file.parent if file.name == "__init__.py" else file
 
 
 def signature_of(items: Vocabulary, filter_seen: bool) -> ModelSignature:
