@@ -135,8 +135,8 @@ def check(config: BacktestConfig) -> None:
         )
     if not config.retrained and not config.frozen:
         raise ConfigError("retrained=false and frozen=false leave nobody to ask")
-    if config.resume is not None or config.plan:
-        name = "plan" if config.plan else "resume"
+    of_train = {"plan": config.plan, "resume": config.resume, "refit": config.refit}
+    for name in (name for name, value in of_train.items() if value):
         raise ConfigError(f"{name}= is of train, not of backtest")
     if not isinstance(config.split, TimeConfig):
         raise ConfigError(f"split={config.split.name} has no cuts: a back-test takes split=time")

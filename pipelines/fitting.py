@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ def fit_model(
     folder: Path,
     resume: Path | None,
 ) -> Fitted:
-    """Trains `model` in place; the best weights stay in it.
+    """Trains `model` in place; the best weights stay in it, of a refit the last.
 
     Args:
         config: of the run.
@@ -63,13 +64,17 @@ def fit_model(
     trainer = config.trainer
     task, batches = task_and_batches(config, judge, model)
     check_memory(trainer, task, batches)
+
+    def validate(trained: nn.Module) -> Mapping[str, float]:
+        return judge.ask(trained, "val")[0]  # type: ignore[arg-type]
+
     return fit(
         task,
         batches,
-        validate=lambda trained: judge.ask(trained, "val")[0],  # type: ignore[arg-type]
+        validate=validate if config.refit is None else None,
         monitor=judge.name("val", trainer.monitor),
         smaller_is_better=trainer.monitor in SMALLER_IS_BETTER,
-        max_epochs=trainer.max_epochs,
+        max_epochs=config.refit or trainer.max_epochs,
         patience=trainer.patience,
         validate_every=trainer.validate_every,
         precision=trainer.precision,

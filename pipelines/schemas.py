@@ -708,6 +708,9 @@ class TrainConfig:
         result: a file for the final table as JSON.
         candidate_set: what a question lets a model choose from.
         audit: what the split may look like.
+        refit: train on training + validation together, for exactly so many epochs, such as a run
+            before found best; nothing is chosen then. The learning rate falls over
+            trainer.max_epochs, as in that run.
     """
 
     data: DataConfig
@@ -725,6 +728,7 @@ class TrainConfig:
     plan: bool = False
     candidate_set: CandidatesConfig = FullCandidatesConfig("full")
     audit: AuditConfig = NO_AUDIT
+    refit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -737,6 +741,7 @@ class BacktestConfig(TrainConfig):
         resume: not of use here.
         result: a file for the table as JSON.
         plan: not of use here.
+        refit: not of use here.
         cuts: two or more moments, as shares of the events or ISO dates. Between each two that
             follow each other lies a window; a model is trained on what comes before one window,
             chosen on it, and asked about the next.
@@ -747,6 +752,70 @@ class BacktestConfig(TrainConfig):
     cuts: list[float | str] = field(default_factory=list)
     retrained: bool = True
     frozen: bool = True
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Which values of a setting are tried: some choices, or everything from low to high.
+
+    Attributes:
+        choices: the values.
+        low: the least value.
+        high: the greatest value.
+        log: whether values are drawn evenly by their magnitude, as of learning rates.
+        step: between two values, from low on.
+    """
+
+    choices: list[bool | int | float | str | None] | None = None
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: float | None = None
+
+
+@dataclass(frozen=True)
+class SpaceConfig:
+    """The settings of train that a study searches, by the group they are of.
+
+    Attributes:
+        model: settings of the model, such as `width: {choices: [32, 64]}`.
+        objective: settings of the objective.
+        trainer: settings of the trainer, such as
+            `learning_rate: {low: 0.0001, high: 0.01, log: true}`.
+    """
+
+    model: dict[str, SearchConfig] = field(default_factory=dict)
+    objective: dict[str, SearchConfig] = field(default_factory=dict)
+    trainer: dict[str, SearchConfig] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TuneConfig(TrainConfig):
+    """Settings of `python -m pipelines.tune`: those of train, and the search.
+
+    Attributes:
+        seed: of everything random, the search among it.
+        name: of the run; null makes one up.
+        resume: not of use here: the same study= goes on.
+        result: a file for the table as JSON.
+        plan: not of use here.
+        refit: not of use here: the winner is refitted for the epochs that its trial found.
+        space: what is searched.
+        study: its name; a study of that name goes on.
+        trials: how many there are in the end, those of an earlier call among them.
+        startup: trials that are drawn at random, and never stopped, before the search learns.
+        prune_from: the epoch from which on a trial is stopped whose best validation so far is
+            worse than the median of the finished trials at that epoch; null stops none.
+        test: refit the winner and test it, once; false only searches, so that a later call may go
+            on with more trials.
+    """
+
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    study: str = ""
+    trials: int = 20
+    startup: int = 5
+    prune_from: int | None = None
+    test: bool = True
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,8 @@ def tracked_training(
     say_unusable(store)
     title = config.name or run_title(config)
     tags = {"store": store.fingerprint, "protocol": judge.protocol, "seed": str(config.seed)}
+    if config.refit is not None:
+        tags["refit"] = "training + validation"
     with start_run(config, "train", title, tags=tags, parent=parent, run_id=resumed) as tracked:
         say(f"run {tracked.run_id} ({title})")
         tracked.artifact_json("ingest_report.json", report)
@@ -190,6 +192,7 @@ def next_item_job(config: TrainConfig) -> Judge:
         repeats=config.data.repeats,
         candidates=config.candidate_set,
         audit=config.audit,
+        refit=config.refit is not None,
     )
     split = judge.split
     say(
@@ -225,7 +228,7 @@ def click_job(config: TrainConfig) -> ClickJudge:
     folder = make_store(config.data, accept)
     from recsys.histories.store import open_store
 
-    judge = click_judge(config, open_store(folder))
+    judge = click_judge(config, open_store(folder), refit=config.refit is not None)
     judge = dataclasses.replace(judge, findings=audited(judge.store, judge.split, config.audit))
     store, split = judge.store, judge.split
     say(
@@ -263,10 +266,11 @@ def say_plan(config: TrainConfig, judge: Judge | ClickJudge) -> None:
         say(line)
     found = probe(task.train(), batches, config.trainer.precision)
     epoch = found.seconds_per_step * len(batches)
+    epochs = config.refit or config.trainer.max_epochs
     say(
         f"{len(batches):,} steps an epoch, about {epoch:,.0f} s ({found.steps} steps tried); "
-        f"{config.trainer.max_epochs} epochs at most, {epoch * config.trainer.max_epochs / 60:,.0f}"
-        " minutes, validation and baselines not counted"
+        f"{epochs} epochs at most, {epoch * epochs / 60:,.0f} minutes, validation and baselines "
+        "not counted"
     )
 
 
@@ -291,9 +295,15 @@ def train_and_judge(
         assert isinstance(config.model, SASRecConfig)
         arguments = model_arguments(config.model, store.catalogue_size)
     model = untrained(config, judge)
-    reference = {
-        name: judge.score(other, "val", config.trainer.monitor) for name, other in beside.items()
-    }
+    reference = {}
+    if config.refit is None:
+        monitor = config.trainer.monitor
+        reference = {name: judge.score(other, "val", monitor) for name, other in beside.items()}
+    else:
+        say(
+            f"refit={config.refit}: so many epochs on training + validation, as are the baselines; "
+            "trainer.patience and trainer.validate_every have nothing to choose here"
+        )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"{title}: {parameters:,} parameters")
     book = Book(tracked)
@@ -310,7 +320,7 @@ def train_and_judge(
             "cost/share_padding": fitted.cost.padding,
             **{f"cost/share_{part}": share for part, share in fitted.cost.shares.items()},
             "best_epoch": fitted.best_epoch,
-            f"best/{monitor}": fitted.best_score,
+            **({f"best/{monitor}": fitted.best_score} if config.refit is None else {}),
         },
         0,
     )
@@ -391,6 +401,11 @@ def check_trainer(config: TrainConfig) -> None:
             "trainer.average_weights must be at least 0 (off) and below 1, not "
             f"{trainer.average_weights}"
         )
+    if config.refit is not None and not 1 <= config.refit <= trainer.max_epochs:
+        raise ConfigError(
+            f"refit={config.refit} must be from 1 to trainer.max_epochs={trainer.max_epochs}, over "
+            "which the learning rate falls"
+        )
     if trainer.learning_rate <= 0:
         raise ConfigError(f"trainer.learning_rate must be positive, not {trainer.learning_rate}")
     seeds = [config.seed, getattr(config.split, "seed", 0), getattr(config.questions, "seed", 0)]
@@ -402,6 +417,8 @@ def run_title(config: TrainConfig) -> str:
     """A name a person can read."""
     model = config.model
     sizes = [f"{name} {getattr(model, name)}" for name in SIZES if hasattr(model, name)]
+    if config.refit is not None:
+        sizes.append("refitted")
     return " ".join([MODEL_NAMES[model.name], config.data.name, *sizes, f"seed {config.seed}"])
 
 
