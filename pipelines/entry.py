@@ -229,8 +229,8 @@ def as_overrides(name: str, config: Any) -> list[str]:
 def in_hydra(value: Any) -> str:
     """A plain value in Hydra's grammar.
 
-    >>> in_hydra("it's"), in_hydra(None), in_hydra([1, "a"])
-    ("'it\\\\'s'", 'null', "[1,'a']")
+    >>> in_hydra("a b"), in_hydra(None), in_hydra([1, "a"])
+    ("'a b'", 'null', "[1,'a']")
     """
     if isinstance(value, list):
         return f"[{','.join(in_hydra(element) for element in value)}]"

@@ -48,6 +48,8 @@ def fit_model(
     reporter: Reporter,
     folder: Path,
     resume: Path | None,
+    *,
+    silent: bool = False,
 ) -> Fitted:
     """Trains `model` in place; the best weights stay in it, of a refit the last.
 
@@ -58,6 +60,7 @@ def fit_model(
         reporter: gets losses and metrics.
         folder: where the checkpoint for resuming is kept.
         resume: a checkpoint to go on from, or None.
+        silent: say nothing of single epochs.
     """
     from recsys.training.fit import fit
 
@@ -82,7 +85,7 @@ def fit_model(
         resume=resume,
         reporter=reporter,
         progress=show_progress(),
-        say=say,
+        say=None if silent else say,
         checkpoint_seconds=trainer.checkpoint_seconds,
         average_weights=trainer.average_weights,
     )

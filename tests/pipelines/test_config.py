@@ -33,12 +33,14 @@ from pipelines.schemas import (
     ShareConfig,
     TimeConfig,
     TrainConfig,
+    TuneConfig,
     UIConfig,
 )
 
 COMMANDS = {
     "ingest": IngestConfig,
     "train": TrainConfig,
+    "tune": TuneConfig,
     "backtest": BacktestConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
@@ -81,6 +83,7 @@ def test_every_file_we_ship_composes(command: str, group: str, choice: str) -> N
     overrides += ["run=latest"] if command in ("evaluate", "recommend") else []
     overrides += ["output=top.parquet"] if command == "recommend" else []
     overrides += ["runs=[latest]"] if command == "compare" else []
+    overrides += ["study=mine"] if command == "tune" else []
     overrides += ["candidate_set.path=x.parquet"] if choice == "given" else []
     config = compose(command, COMMANDS[command], overrides)
     assert build(COMMANDS[command], asdict(config), lambda key: "") == config
