@@ -850,6 +850,25 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class ReproduceConfig:
+    """Settings of `python -m pipelines.reproduce`.
+
+    Attributes:
+        run: the id of a tracked run of train, or "latest".
+        commit: what happens where the run was made by other code: "refuse", or "mark" the report.
+        elsewhere: compare as on another machine: the headline metric, not the digits.
+        tracking: where the run is kept.
+        result: a file for the final table as JSON.
+    """
+
+    run: str
+    commit: Literal["refuse", "mark"]
+    elsewhere: bool
+    tracking: TrackingConfig
+    result: str | None
+
+
+@dataclass(frozen=True)
 class CompareConfig:
     """Settings of `python -m pipelines.compare`.
 

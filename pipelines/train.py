@@ -114,6 +114,7 @@ def tracked_training(
     checkpoint: Path | None,
     started: float,
     parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> tuple[str, list[dict[str, Any]], float]:
     """Trains and judges inside a run.
 
@@ -124,6 +125,7 @@ def tracked_training(
         checkpoint: what to go on from.
         started: when the command began.
         parent: the run below which this one is shown.
+        tags: more of them.
 
     Returns:
         The run's id, the final table's rows, and the seconds since the start.
@@ -135,12 +137,15 @@ def tracked_training(
     report = read_report(folder)
     say_unusable(store)
     title = config.name or run_title(config)
-    tags = {"store": store.fingerprint, "protocol": judge.protocol, "seed": str(config.seed)}
+    tags = {**(tags or {}), "store": store.fingerprint, "protocol": judge.protocol}
+    tags |= {"seed": str(config.seed), "threads": str(threads())}
     if config.refit is not None:
         tags["refit"] = "training + validation"
     with start_run(config, "train", title, tags=tags, parent=parent, run_id=resumed) as tracked:
         say(f"run {tracked.run_id} ({title})")
         tracked.artifact_json("ingest_report.json", report)
+        made_of = {key: store.manifest[key] for key in ("fingerprint", "sources", "settings")}
+        tracked.artifact_json("sources.json", made_of)
         tracked.dataset(
             config.data.name,
             store.fingerprint,
@@ -159,6 +164,13 @@ def tracked_training(
         tracked.artifact_text("table.txt", final_table(judge, rows, config.data.name) + "\n")
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     return tracked.run_id, rows, seconds
+
+
+def threads() -> int:
+    """How many threads torch takes: sums in another order differ in their last digit."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def final_table(judge: Judge | ClickJudge, rows: list[dict[str, Any]], title: str) -> str:

@@ -207,7 +207,7 @@ def parallel_coordinates(
         if left == 1:
             colour, width, alpha = _COLOURS[1], 2.2, 1.0
         line = [heights[trial] for heights, _ in places]
-        label = "the best trial" if left == 1 else None
+        label = {strong: "the best quarter", 1: "the best trial"}.get(left)
         axes.plot(line, color=colour, linewidth=width, alpha=alpha, label=label)
     for x, (_, ticks) in enumerate(places):
         axes.axvline(x, color="#666666", linewidth=0.8)

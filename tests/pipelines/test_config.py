@@ -28,6 +28,7 @@ from pipelines.schemas import (
     MeanPoolingConfig,
     NextItemTrainerConfig,
     RecommendConfig,
+    ReproduceConfig,
     SampledSoftmaxConfig,
     SASRecConfig,
     ShareConfig,
@@ -44,6 +45,7 @@ COMMANDS = {
     "backtest": BacktestConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
+    "reproduce": ReproduceConfig,
     "recommend": RecommendConfig,
     "ui": UIConfig,
 }
@@ -80,7 +82,7 @@ def shipped() -> list[tuple[str, str, str]]:
 def test_every_file_we_ship_composes(command: str, group: str, choice: str) -> None:
     overrides = [f"{group}={choice}"]
     overrides += ["data.path=x.csv"] if choice == "log" else []
-    overrides += ["run=latest"] if command in ("evaluate", "recommend") else []
+    overrides += ["run=latest"] if command in ("evaluate", "recommend", "reproduce") else []
     overrides += ["output=top.parquet"] if command == "recommend" else []
     overrides += ["runs=[latest]"] if command == "compare" else []
     overrides += ["study=mine"] if command == "tune" else []
