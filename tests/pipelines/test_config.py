@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipelines.checking import ConfigError, build
-from pipelines.entry import CONF, as_yaml, choices, compose, groups
+from pipelines.entry import CONF, as_overrides, as_yaml, choices, compose, groups
 from pipelines.schemas import (
     BacktestConfig,
     BCEConfig,
@@ -442,6 +442,21 @@ def test_the_yaml_of_a_config_gives_it_back() -> None:
     assert build(TrainConfig, yaml.safe_load(as_yaml(config)), lambda key: "") == config
     assert isinstance(config.split, LeaveOneOutConfig)
     assert isinstance(config.objective, FullSoftmaxConfig)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *([f"experiment={recipe}"] for recipe in RECIPES),
+        ["data=log", "data.path=it's [x],{y}=\\", "split=time", "split.test_cut=2001-02-01"],
+        ["model=din", *LOG, "data.impressions.path=y.csv", "tracking.uri=sqlite:///a b.db"],
+        [*LOG, "candidate_set=sampled", "+data.features.a={kind: hashed, of: item, column: b c}"]
+        + ["data.features.a.buckets=3", "evaluation.cohorts=[item.a b]", "name='null'"],
+    ],
+)
+def test_overrides_of_a_config_give_it_back(overrides: list[str]) -> None:
+    config = compose("train", TrainConfig, overrides)
+    assert compose("train", TrainConfig, as_overrides("train", config)) == config
 
 
 @pytest.mark.parametrize("model", ["sasrec", "din"])
