@@ -47,7 +47,7 @@ DRAWS = 1000
 
 
 @dataclass(frozen=True)
-class Tested:
+class Numbers:
     """What a run's test left.
 
     Attributes:
@@ -199,16 +199,15 @@ def check_store(info: RunInfo, trained: TrainConfig) -> None:
     Raises:
         ConfigError: saying which of sources and settings differ.
     """
+    from recsys.histories.store import open_store
 
-    def accept(store: HistoryStore) -> None:
-        if store.fingerprint != info.tags["store"]:
-            raise ConfigError(
-                f"run {info.run_id} ('{info.name}') was trained on other data (store "
-                f"{info.tags['store'][:12]} there, {store.fingerprint[:12]} here): "
-                f"{'; '.join(other_sources(info, trained, store))}"
-            )
-
-    make_store(trained.data, accept)
+    store = open_store(make_store(trained.data))
+    if store.fingerprint != info.tags["store"]:
+        raise ConfigError(
+            f"run {info.run_id} ('{info.name}') was trained on other data (store "
+            f"{info.tags['store'][:12]} there, {store.fingerprint[:12]} here): "
+            f"{'; '.join(other_sources(info, trained, store))}"
+        )
 
 
 def other_sources(info: RunInfo, trained: TrainConfig, store: HistoryStore) -> list[str]:
@@ -237,7 +236,7 @@ def other_sources(info: RunInfo, trained: TrainConfig, store: HistoryStore) -> l
     return told or ["the format of stores has changed since"]
 
 
-def tested(info: RunInfo) -> Tested:
+def tested(info: RunInfo) -> Numbers:
     """Reads what a run's test left."""
     import polars as pl
     import yaml
@@ -250,14 +249,14 @@ def tested(info: RunInfo) -> Tested:
         )
         for row in rows
     }
-    return Tested(
+    return Numbers(
         {row["model"]: row["metrics"] for row in rows},
         frames,
         settings["evaluation"].get("gauc_weighting", "impressions"),
     )
 
 
-def compared(before: Tested, after: Tested, *, same_machine: bool) -> Verdict:
+def compared(before: Numbers, after: Numbers, *, same_machine: bool) -> Verdict:
     """Holds a run against its repetition.
 
     Raises:
@@ -271,10 +270,10 @@ def compared(before: Tested, after: Tested, *, same_machine: bool) -> Verdict:
     differs: list[str] = []
     for model, there in before.metrics.items():
         here = after.metrics.get(model, {})
+        differs += other_answers(model, before.frames[model], after.frames.get(model))
         for name in {**there, **here}:
             if there.get(name) != here.get(name):
                 differs.append(f"{model} {name}: {there.get(name)!r}, now {here.get(name)!r}")
-        differs += other_answers(model, before.frames[model], after.frames.get(model))
     differs += [f"{model} is new" for model in after.metrics.keys() - before.metrics.keys()]
     return Verdict(
         same_machine=same_machine,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipelines.checking import ConfigError
 from pipelines.entry import compose
 from pipelines.evaluate import implied
 from pipelines.evaluate import run as evaluate
-from pipelines.reproduce import NOT_REPRODUCED, Tested, compared, in_text, run
+from pipelines.reproduce import NOT_REPRODUCED, Numbers, compared, in_text, run
 from pipelines.schemas import EvaluateConfig, ReproduceConfig, TrainConfig
 from pipelines.train import run as train
 from recsys.tracking.run import RunInfo, load_run
@@ -24,6 +25,8 @@ from tests.pipelines.test_clicks import SMALL as CLICKS
 from tests.pipelines.test_clicks import write_log as write_clicks
 from tests.pipelines.test_train import SMALL, artifacts, write_log
 
+QUICK = ["evaluation.resamples=20", "evaluation.tie_orders=0", "evaluation.baselines=false"]
+QUICK += ["model.layers=1", "trainer.minimum_batches=5"]
 MARK = "commit=mark"  # these tests may run on a tree with changes
 
 
@@ -59,7 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 @pytest.fixture(scope="module")
 def first(place: Place) -> RunInfo:
     """A run as it was made."""
-    return trained(place, *SMALL, "evaluation.resamples=20", "trainer.max_epochs=2")
+    return trained(place, *SMALL, *QUICK, "trainer.max_epochs=2")
 
 
 def test_equal_to_the_last_digit(
@@ -68,12 +71,12 @@ def test_equal_to_the_last_digit(
     code, result = reproduce(f"run={first.run_id}", MARK)
     report = result["reproduction"]
     assert code == 0 and report["reproduced"] and report["differs"] == []
-    assert report["same_machine"] and report["ranks"] == 6 * 60
+    assert report["same_machine"] and report["ranks"] == 60
     metrics = json.loads(first.artifact("table.json").read_text())
     assert report["metrics"] == sum(len(row["metrics"]) for row in metrics)
     assert report["correlation"] == 1.0 and report["difference"]["estimate"] == 0.0
     printed = capsys.readouterr().out
-    assert f"equal to the last digit: {report['metrics']:,} metrics, 360 ranks" in printed
+    assert f"equal to the last digit: {report['metrics']:,} metrics, 60 ranks" in printed
     again = load_run(first.uri, report["run"])
     assert again.tags["reproduces"] == first.run_id and again.tags["pipeline"] == "train"
     parent = load_run(first.uri, result["run_id"])
@@ -166,18 +169,21 @@ def test_other_data_are_refused_and_the_source_is_named(place: Place, first: Run
     log = place.folder / "log.parquet"
     whole = log.read_bytes()
     write_log(log, users=59)
-    before = place.files
     try:
         message = refusal(f"run={first.run_id}", MARK)
     finally:
         log.write_bytes(whole)
     assert "was trained on other data" in message
     assert "log.parquet has SHA-256" in message and "there" in message
-    assert place.files == before
+
+
+def test_the_store_is_made_again_where_it_is_gone(place: Place, first: RunInfo) -> None:
+    shutil.rmtree(place.home / "data/cache/stores")
+    assert reproduce(f"run={first.run_id}", MARK)[0] == 0
 
 
 def test_runs_that_cannot_be_trained_again(place: Place, first: RunInfo) -> None:
-    given = [f"run={first.run_id}", "evaluation.baselines=false", "evaluation.resamples=0"]
+    given = [f"run={first.run_id}"]
     evaluate(compose("evaluate", EvaluateConfig, [*implied(given), *given, "result=e.json"]))
     judged = json.loads(Path("e.json").read_text())["run_id"]
     assert "is a run of evaluate, which holds no model" in refusal(f"run={judged}", MARK)
@@ -191,7 +197,7 @@ def test_runs_that_cannot_be_trained_again(place: Place, first: RunInfo) -> None
             database.execute(change, ("FINISHED", first.run_id))
 
 
-def answers(ranks: list[int | None]) -> Tested:
+def answers(ranks: list[int | None]) -> Numbers:
     """A model's answers to as many questions of different users."""
     frame = pl.DataFrame(
         {
@@ -203,7 +209,7 @@ def answers(ranks: list[int | None]) -> Tested:
         }
     ).with_columns(ndcg_10=(1 / pl.col("rank")).fill_null(0.0))
     mean = frame["ndcg_10"].mean()
-    return Tested({"M": {"test/loo-full-all/ndcg_10": mean}}, {"M": frame}, "impressions")  # type: ignore[dict-item]
+    return Numbers({"M": {"test/loo-full-all/ndcg_10": mean}}, {"M": frame}, "impressions")  # type: ignore[dict-item]
 
 
 def test_one_rank_is_a_difference_here_and_none_elsewhere(first: RunInfo) -> None:
