@@ -450,8 +450,8 @@ def test_the_yaml_of_a_config_gives_it_back() -> None:
         *([f"experiment={recipe}"] for recipe in RECIPES),
         ["data=log", "data.path=it's [x],{y}=\\", "split=time", "split.test_cut=2001-02-01"],
         ["model=din", *LOG, "data.impressions.path=y.csv", "tracking.uri=sqlite:///a b.db"],
-        [*LOG, "candidate_set=sampled", "+data.features.a={kind: hashed, of: item, column: b c}"]
-        + ["data.features.a.buckets=3", "evaluation.cohorts=[item.a b]", "name='null'"],
+        [*LOG, "candidate_set=sampled", "evaluation.cohorts=[item.a b]", "name='null'"],
+        [*LOG, "+data.features.a={kind: hashed, of: item, column: b c, buckets: 3}"],
     ],
 )
 def test_overrides_of_a_config_give_it_back(overrides: list[str]) -> None:
