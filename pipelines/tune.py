@@ -44,7 +44,6 @@ from pipelines.train import (
     Book,
     check_trainer,
     click_job,
-    draw_curves,
     final_table,
     flat,
     next_item_job,
@@ -590,7 +589,6 @@ def tracked_trial(
     if isinstance(judge, ClickJudge):
         judge = replace(judge, max_length=settings.model.max_length)
     metric = judge.name("val", settings.trainer.monitor)
-    title = MODEL_NAMES[settings.model.name]
     tags = {"trial": "running", "study": trial.study.study_name}
     tags |= {"store": judge.store.fingerprint, "protocol": judge.protocol}
     tags["seed"] = str(settings.seed)
@@ -614,7 +612,6 @@ def tracked_trial(
             trial.set_user_attr("epochs", epoch)
             text = f"stopped after epoch {epoch}, {settings.trainer.monitor} "
             return None, text + share(validated[-1][1])
-        draw_curves(child, book, metric, {}, fitted, title)
         child.metrics({"best_epoch": fitted.best_epoch, f"best/{metric}": fitted.best_score}, 0)
         child.tag("trial", "complete")
         trial.set_user_attr("best_epoch", fitted.best_epoch)
