@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import sqlite3
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import polars as pl
 import pytest
@@ -18,11 +20,16 @@ from pipelines.checking import ConfigError, build
 from pipelines.entry import compose
 from pipelines.evaluate import implied
 from pipelines.evaluate import run as evaluate
-from pipelines.judging import Judge
-from pipelines.schemas import EvaluateConfig, TrainConfig, TuneConfig
-from pipelines.train import Book
+from pipelines.fitting import task_and_batches
+from pipelines.judging import Judge, baselines
+from pipelines.schemas import EvaluateConfig, EvaluationConfig, TrainConfig, TuneConfig
+from pipelines.train import Book, next_item_job, untrained
 from pipelines.tune import Pruned, Watch, distributions, run, study_file, training_config
-from recsys.histories.questions import Split
+from recsys.histories.batches import TrainingBatches
+from recsys.histories.questions import leave_one_out
+from recsys.models.baselines.item_knn import ItemKNN
+from recsys.models.baselines.tuning import Tuned
+from recsys.testing import planted_log
 from recsys.tracking.run import load_run
 from tests.pipelines.conftest import Place
 from tests.pipelines.test_clicks import SMALL as CLICKS
@@ -357,7 +364,40 @@ def test_a_refit_within_the_schedule(place: Place, epochs: int) -> None:
     assert f"refit={epochs} must be from 1 to trainer.max_epochs=2" in message
 
 
-def test_splits_that_nobody_refits_say_so() -> None:
-    nobody: Any = None
-    with pytest.raises(AssertionError):
-        Split("x", nobody, nobody, nobody, {}, "").refitted()
+def test_a_refit_keeps_the_schedule_and_learns_from_all_rows(place: Place) -> None:
+    config = compose("train", TrainConfig, [*SMALL, "refit=1"])
+    judge = next_item_job(config)
+    task, batches = task_and_batches(config, judge, untrained(config, judge))
+    assert task.optimization.total_steps == config.trainer.max_epochs * len(batches) > 0
+    split, trainer = leave_one_out(judge.store), config.trainer
+    made = [
+        TrainingBatches(
+            judge.store,
+            ends,
+            config.model.max_length,
+            trainer.tokens_per_batch,  # type: ignore[union-attr]
+            config.seed,
+            trainer.minimum_batches,
+        ).identity()
+        for ends in (split.training_ends, split.test.target_begins)
+    ]
+    assert made[0] != batches.identity() == made[1]
+
+
+def test_baselines_are_fitted_again_on_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose("train", TrainConfig, SMALL)
+    assert isinstance(config.evaluation, EvaluationConfig)
+    store = planted_log(30)
+    split = leave_one_out(store)
+    log = (store.items, store.offsets)
+    chosen = ItemKNN(7, 1.0, 2).fit(*log, split.training_ends, store.catalogue_size, None)
+    tuned = [Tuned(chosen, np.zeros(1), [])]
+    monkeypatch.setattr("recsys.models.baselines.tuning.tune_baselines", lambda *a, **k: tuned)
+    plain = Judge(store, split, config.evaluation, False)
+    refit = dataclasses.replace(plain, split=split.refitted(), chosen_by=plain)
+    (again,) = baselines(refit, "ndcg_10", True)
+    ends = split.test.target_begins
+    wanted = ItemKNN(7, 1.0, 2).fit(*log, ends, store.catalogue_size, None).state()
+    assert again.parameters == chosen.parameters
+    assert all(np.array_equal(again.state()[name], value) for name, value in wanted.items())
+    assert any(not np.array_equal(chosen.state()[name], value) for name, value in wanted.items())

@@ -91,7 +91,7 @@ def test_parallel_coordinates_draw_each_trial_and_the_best_on_top(smaller: bool)
         for rate, word, score in zip(rates, words, scores, strict=True)
     }
     found = {tuple(float(y) for y in line.get_ydata()) for line in drawn}
-    assert sorted(found) == pytest.approx(sorted(wanted))
+    np.testing.assert_allclose(sorted(found), sorted(wanted), atol=1e-12)
     assert drawn[-1].get_label() == "the best trial"
     assert drawn[-1].get_ydata()[-1] == pytest.approx(0.0 if smaller else 1.0)
     assert [text.get_text() for text in axes.get_xticklabels()] == ["learning_rate", "norm", "x"]
