@@ -25,13 +25,13 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError, hints_of, nearest
-from pipelines.clicks import RANKERS, ClickJudge, check_kinds
+from pipelines.clicks import RANKERS, ClickJudge, check_kinds, check_regularisers
 from pipelines.entry import as_overrides, choices, compose, in_hydra, main
 from pipelines.fitting import SMALLER_IS_BETTER, fit_model, make_objective
 from pipelines.judging import Judge, say, share
@@ -319,7 +319,7 @@ def check_file(path: Path) -> None:
     if not path.exists():
         return
     try:
-        with sqlite3.connect(path) as database:
+        with closing(sqlite3.connect(path)) as database:
             names = {row[0] for row in database.execute("select name from sqlite_master")}
     except sqlite3.DatabaseError as error:
         raise ConfigError(f"{path} is damaged, or no study ({error}): move it away") from error
@@ -576,6 +576,8 @@ def make_model_of(settings: TrainConfig, judge: Judge | ClickJudge) -> None:
     choose_rows(settings, untrained(settings, judge))
     if isinstance(judge, Judge):
         make_objective(settings.objective, np.array([0, 1]))
+    else:
+        check_regularisers(settings.objective)
 
 
 def tracked_trial(

@@ -258,6 +258,8 @@ def test_settings_that_do_not_go_together_fail_alone(place: Place) -> None:
     assert 0 < len(failed) < len(found) == 3
     assert all("is not divisible by heads 3" in trial["error"] for trial in failed)
     assert all(trial["model.heads"] == 3 for trial in failed)
+    message = refusal(*settings, "space.model.heads.choices=[1,3]", "tracking.uri=sqlite:///no.db")
+    assert "study=heads goes on in its run" in message and "which cannot be had" in message
     message = refusal(*settings, "study=none", "trials=1", "+space.model.heads.choices=[3]")
     assert "none of 1 trials came to a value" in message and "heads 3" in message
 
