@@ -148,7 +148,7 @@ def check(config: BacktestConfig) -> None:
         )
     if not config.retrained and not config.frozen:
         raise ConfigError("retrained=false and frozen=false leave nobody to ask")
-    for name in ("plan", "resume", "register"):
+    for name in ("plan", "resume", "register", "refit"):
         if getattr(config, name):
             raise ConfigError(f"{name}= is of train, not of backtest")
     if config.trusted_modules:

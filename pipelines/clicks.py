@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from recsys.histories.store import HistoryStore
     from recsys.models.baselines.click_means import ItemUserMeans
 
-CLICK_BASELINE_VERSION = 1
+CLICK_BASELINE_VERSION = 2
 RANKERS = {
     "din": "DIN",
     "mean_pooling": "Mean pooling",
@@ -66,6 +66,7 @@ class ClickJudge:
         findings: of the split audit.
         leaking: whether the model was trained on some of the answers, or on what came later.
         trained_on: how the model was trained, where it was not on this split's training rows.
+        chosen_by: asks the validation questions that this one's split, a refitted one, trains on.
     """
 
     store: HistoryStore
@@ -78,6 +79,7 @@ class ClickJudge:
     findings: Sequence[Finding] = ()
     leaking: bool = False
     trained_on: str = ""
+    chosen_by: ClickJudge | None = None
 
     @property
     def protocol(self) -> str:
@@ -271,9 +273,15 @@ def declared_features(
 
 
 def make_click_split(
-    split: SplitConfig, questions: ClicksConfig, store: HistoryStore
+    split: SplitConfig, questions: ClicksConfig, store: HistoryStore, refit: bool = False
 ) -> ClickSplit:
     """The click questions of the configured protocol.
+
+    Args:
+        split: what cuts the log into stages.
+        questions: what is asked.
+        store: the histories.
+        refit: validation belongs to training; the test is the same.
 
     Raises:
         SplitError: the log does not give them.
@@ -281,11 +289,11 @@ def make_click_split(
     from recsys.histories.questions import SplitError
 
     if store.impressions is None:
-        made = _logged_clicks(split, questions, store)
+        made = _logged_clicks(split, questions, store, refit)
     else:
-        made = _shown_clicks(split, questions, store)
+        made = _shown_clicks(split, questions, store, refit)
     for stage, asked in (("validation", made.validation), ("test", made.test)):
-        if len(set(asked.labels.tolist())) < 2:
+        if len(set(asked.labels.tolist())) < 2 and not (refit and stage == "validation"):
             raise SplitError(
                 f"all {len(asked):,} {stage} candidates have label {asked.labels[0]:.0f}: AUC "
                 "compares two classes; check data.columns.label and the split"
@@ -293,7 +301,9 @@ def make_click_split(
     return made
 
 
-def _logged_clicks(split: SplitConfig, questions: ClicksConfig, store: HistoryStore) -> ClickSplit:
+def _logged_clicks(
+    split: SplitConfig, questions: ClicksConfig, store: HistoryStore, refit: bool
+) -> ClickSplit:
     """Candidates are events of the log."""
     from recsys.histories.clicks import click_split
     from recsys.histories.negatives import NegativeSampler
@@ -318,14 +328,16 @@ def _logged_clicks(split: SplitConfig, questions: ClicksConfig, store: HistorySt
         )
     return click_split(
         store,
-        base,
+        base.refitted() if refit else base,  # the negatives of its test stay the same
         history=questions.history,
         skip_first=questions.skip_first,
         negatives=negatives,
     )
 
 
-def _shown_clicks(split: SplitConfig, questions: ClicksConfig, store: HistoryStore) -> ClickSplit:
+def _shown_clicks(
+    split: SplitConfig, questions: ClicksConfig, store: HistoryStore, refit: bool
+) -> ClickSplit:
     """Candidates are impressions, which have a log of their own."""
     from recsys.histories.impression_splits import impressions_by_time, impressions_by_user
 
@@ -348,9 +360,10 @@ def _shown_clicks(split: SplitConfig, questions: ClicksConfig, store: HistorySto
             history=questions.history,
             validation_cut=split.validation_cut,
             test_cut=split.test_cut,
+            refit=refit,
         )
     share = split.share if isinstance(split, ShareConfig) else None
-    return impressions_by_user(store, history=questions.history, share=share)
+    return impressions_by_user(store, history=questions.history, share=share, refit=refit)
 
 
 def refuse_unused(group: str, config: Any, names: list[str], why: str) -> None:
@@ -372,6 +385,7 @@ def click_judge(
     split: SplitConfig | None = None,
     evaluation: ClickEvaluationConfig | None = None,
     features: FittedFeatures | None = None,
+    refit: bool = False,
 ) -> ClickJudge:
     """The judge of a training run, or of a tracked run that is evaluated again.
 
@@ -381,6 +395,7 @@ def click_judge(
         split: another split; None: the run's own.
         evaluation: another evaluation; None: the run's own.
         features: those of a trained model; None: fitted on the training questions.
+        refit: whether models are refitted on training + validation.
     """
     from recsys.histories.clicks import feature_rows
     from recsys.histories.features import fit_features
@@ -390,7 +405,10 @@ def click_judge(
     measured = evaluation or config.evaluation
     assert isinstance(measured, ClickEvaluationConfig)
     split = split or config.split
-    made = make_click_split(split, questions, store)
+    chosen_by = None
+    if refit:
+        chosen_by = click_judge(config, store, split=split, evaluation=measured)
+    made = make_click_split(split, questions, store, refit)
     if features is None:
         features = fit_features(
             store,
@@ -405,6 +423,7 @@ def click_judge(
         features.columns(store),
         ranker.max_length,
         measured,
+        chosen_by=chosen_by,
     )
 
 
@@ -447,7 +466,8 @@ def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Modu
     """Item + user mean, logistic regression, and the same network with mean pooling.
 
     The two that are trained see the run's own training settings, but that logistic regression is
-    not regularised; they come from the cache where it has them.
+    not regularised; where the split is refitted, each is too, for its own best epochs. They come
+    from the cache where it has them.
 
     Args:
         config: of the run.
@@ -489,13 +509,15 @@ def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Modu
     for kind in kinds:
         linear = isinstance(kind, LogisticRegressionConfig)
         objective = unregularised if linear else config.objective
-        own = replace(config, model=kind, objective=objective)
-        beside[RANKERS[kind.name]] = trained_baseline(own, judge)
+        own = replace(config, model=kind, objective=objective, refit=None)
+        if judge.chosen_by is not None:
+            own = replace(own, refit=trained_baseline(own, judge.chosen_by)[1])
+        beside[RANKERS[kind.name]] = trained_baseline(own, judge)[0]
     return beside
 
 
-def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
-    """A ranker trained as `config` says, from the cache or into it.
+def trained_baseline(config: TrainConfig, judge: ClickJudge) -> tuple[nn.Module, int]:
+    """A ranker trained as `config` says, from the cache or into it, and the epoch of its weights.
 
     Where an earlier command was interrupted, training goes on from its checkpoint.
     """
@@ -524,12 +546,14 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
         "trainer": asdict(trainer),
         "questions": asdict(config.questions),
         "evaluation": [judge.evaluation.gauc_weighting, judge.evaluation.calibration_bins],
+        "refit": config.refit,
     }
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir() / "baselines" / key
     if judge.store.fingerprint:
         try:
-            return load_model(folder)[0]
+            model, described = load_model(folder)
+            return model, int(described["epoch"])
         except ModelError:
             pass  # not there, or damaged: it is trained again
     say(f"training the baseline {RANKERS[model_config.name]} …")
@@ -538,13 +562,14 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> nn.Module:
     interrupted = folder / "last.ckpt"
     try:
         resume = interrupted if interrupted.exists() else None
-        fit_model(config, judge, model, Silent(), folder, resume)
+        fitted = fit_model(config, judge, model, Silent(), folder, resume)
     except CheckpointError:  # cut off, or of an earlier release
-        fit_model(config, judge, model, Silent(), folder, None)
+        fitted = fit_model(config, judge, model, Silent(), folder, None)
     interrupted.unlink(missing_ok=True)
     arguments = ranker_arguments(model_config, judge.store.catalogue_size, sizes)
-    save_model(folder, model, arguments, {"made_from": made_from})
-    return model.eval()
+    facts = {"made_from": made_from, "epoch": fitted.best_epoch}
+    save_model(folder, model, arguments, facts)
+    return model.eval(), fitted.best_epoch
 
 
 def click_columns(judge: ClickJudge) -> dict[str, str]:

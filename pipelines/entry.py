@@ -12,10 +12,11 @@ user and `--help`.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -213,6 +214,41 @@ def as_yaml(config: Any) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
+def as_overrides(name: str, config: Any) -> list[str]:
+    """Overrides with which a command has just these settings, whatever its defaults are.
+
+    Args:
+        name: of the command.
+        config: its settings.
+    """
+    overrides = []
+    for group, usual in groups(name).items():
+        if (value := getattr(config, group, None)) is not None:
+            choice = "log" if group == "data" else getattr(value, "name", usual)
+            overrides.append(f"{group}={choice}")
+    return overrides + [f"{key}={in_hydra(value)}" for key, value in _leaves(asdict(config))]
+
+
+def in_hydra(value: Any) -> str:
+    """A plain value in Hydra's grammar.
+
+    >>> in_hydra("a b"), in_hydra(None), in_hydra([1, "a"])
+    ("'a b'", 'null', "[1,'a']")
+    """
+    if isinstance(value, list):
+        return f"[{','.join(in_hydra(element) for element in value)}]"
+    return _quoted(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything that is no mapping, with its dotted key."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def explain(error: BaseException) -> tuple[str, int] | None:
     """A message for the user and an exit code, or None for an error that is ours to mend.
 
@@ -323,9 +359,7 @@ def _hydra_value(text: str, value: str, is_text: bool) -> str:
     from hydra.errors import HydraException
 
     if is_text and value not in ("null", REQUIRED) and not value.startswith(("'", '"', "${")):
-        quoted = re.sub(r"(\\*)'", r"\1\1\\'", value)  # backslashes count only before a quote
-        quoted = re.sub(r"(\\+)$", r"\1\1", quoted)
-        return f"'{quoted}'"
+        return _quoted(value)
     try:
         override = OverridesParser.create().parse_override(f"key={value}")
     except HydraException as error:
@@ -333,6 +367,13 @@ def _hydra_value(text: str, value: str, is_text: bool) -> str:
     if override.is_sweep_override():
         raise ConfigError(f"'{text}' holds several values. A list stands in brackets: [{value}]")
     return value
+
+
+def _quoted(value: str) -> str:
+    """Text as it stands, in Hydra's grammar."""
+    quoted = re.sub(r"(\\*)'", r"\1\1\\'", value)  # backslashes count only before a quote
+    quoted = re.sub(r"(\\+)$", r"\1\1", quoted)
+    return f"'{quoted}'"
 
 
 @dataclass(frozen=True)

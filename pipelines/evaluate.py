@@ -165,6 +165,8 @@ def run(config: EvaluateConfig) -> None:
 
     store = open_store(make_store(data, accept))
     say_unusable(store)
+    elsewhere = config.data is not None or config.split is not None
+    refit = trained.refit is not None and not elsewhere
     model, _ = load_model(folder, config.trusted_modules)
     judge: Judge | ClickJudge
     models: dict[str, Any] = {described["name"]: model}
@@ -174,7 +176,12 @@ def run(config: EvaluateConfig) -> None:
         features = FittedFeatures.load(folder / "features.json")
         check_candidates(config.candidate_set)
         judge = click_judge(
-            trained, store, split=split_config, evaluation=evaluation, features=features
+            trained,
+            store,
+            split=split_config,
+            evaluation=evaluation,
+            features=features,
+            refit=refit,
         )
         judge = replace(judge, findings=audited(store, judge.split, config.audit))
         if unknown := judge.unknown_values("test"):
@@ -188,9 +195,10 @@ def run(config: EvaluateConfig) -> None:
             repeats=data.repeats,
             candidates=config.candidate_set,
             audit=config.audit,
+            refit=refit,
         )
     say(split_counts(judge.split))
-    if config.data is not None or config.split is not None:
+    if elsewhere:
         judge = with_leaks(config, trained, judge, info)
         if evaluation.baselines:
             say("the baselines are fitted on this test's own training rows")
@@ -351,7 +359,8 @@ def with_leaks(
     from recsys.histories.leaks import find_leak
     from recsys.histories.store import StoreError, open_store
 
-    what = f"split={trained.split.name}"
+    refit = trained.refit is not None
+    what = f"split={trained.split.name}" + " (refitted on training + validation)" * refit
     if config.data is not None:
         what += f" on data={trained.data.name}"
     judge = replace(judge, trained_on=f"; the model was trained with {what}")
@@ -367,9 +376,10 @@ def with_leaks(
             )
             return judge
     if isinstance(trained.questions, ClicksConfig):
-        learned: Any = make_click_split(trained.split, trained.questions, store)
+        learned: Any = make_click_split(trained.split, trained.questions, store, refit)
     else:
         learned = make_split(trained.split, store)
+        learned = learned.refitted() if refit else learned
     leak = find_leak(judge.split, judge.store, learned, store)
     future = isinstance(config.split or trained.split, TimeConfig)
     if leak.answers == 0 and not (future and leak.later):

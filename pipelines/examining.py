@@ -81,6 +81,7 @@ def make_judge(
     repeats: bool,
     candidates: CandidatesConfig,
     audit: AuditConfig,
+    refit: bool = False,
 ) -> Judge:
     """Asks the questions of a protocol, once its split has been audited.
 
@@ -91,6 +92,7 @@ def make_judge(
         repeats: whether items of the history may be the answer, whatever `evaluation` says.
         candidates: what a question lets a model choose from.
         audit: what the split may look like.
+        refit: whether models are refitted on training + validation.
 
     Raises:
         AuditError: beyond a threshold.
@@ -98,14 +100,16 @@ def make_judge(
         SplitError: the log does not give the questions.
     """
     made = make_split(split, store)
-    return Judge(
+    judge = Judge(
         store,
         made,
         evaluation,
         evaluation.filter_seen and not repeats,
         candidates=make_candidates(candidates, store, made),
-        findings=audited(store, made, audit),
     )
+    if refit:  # the same questions and candidates
+        judge = replace(judge, split=made.refitted(), chosen_by=judge)
+    return replace(judge, findings=audited(store, judge.split, audit))
 
 
 class Examination:

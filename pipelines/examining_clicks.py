@@ -90,12 +90,15 @@ def examined_clicks(
             )
     mended, curves = calibrated(judge, model, frames[name])
     figures = [draw_reliability(name, curves, tracked), *figures]
-    before, after = mended["as it is"], mended["isotonic"]
-    lines.append(
-        f"calibration error {before['calibration_error']:.4f}, isotonic on validation "
-        f"{after['calibration_error']:.4f}; logloss {before['logloss']:.4f} and "
-        f"{after['logloss']:.4f}"
-    )
+    before, after = mended["as it is"], mended.get("isotonic")
+    if after is None:
+        lines.append(f"calibration error {before['calibration_error']:.4f}")
+    else:
+        lines.append(
+            f"calibration error {before['calibration_error']:.4f}, isotonic on validation "
+            f"{after['calibration_error']:.4f}; logloss {before['logloss']:.4f} and "
+            f"{after['logloss']:.4f}"
+        )
     table = [
         [kind, *(_cell(numbers, n) for n in ("logloss", "calibration_error", "auc"))]
         for kind, numbers in mended.items()
@@ -109,7 +112,7 @@ def examined_clicks(
             ),
         ),
         (
-            f"Calibration of {name}, fitted on validation",
+            f"Calibration of {name}" + ", fitted on validation" * (after is not None),
             html_report.table(["probabilities", "logloss", "calibration error", "AUC"], table)
             + html_report.reliability(points_of(curves)),
         ),
@@ -180,19 +183,21 @@ def cohorts_of(judge: ClickJudge) -> pl.DataFrame:
 def calibrated(
     judge: ClickJudge, model: Any, frame: pl.DataFrame
 ) -> tuple[dict[str, dict[str, float]], dict[str, Reliability]]:
-    """Metrics and reliability on test, as the model says it and mended on validation."""
+    """Metrics and reliability on test, as the model says it and mended on validation.
+
+    Nothing is mended where the model was refitted on validation too: it knows those answers.
+    """
     from recsys.evaluation.calibration import Isotonic, Temperature, reliability
     from recsys.evaluation.click_metrics import auc, calibration_error, logloss
 
-    validation = judge.ask(model, "val")[1]
-    on_validation = validation["label"].to_numpy(), validation["score"].to_numpy()
     labels, scores = frame["label"].to_numpy(), frame["score"].to_numpy()
-    temperature = Temperature.fit(*on_validation)
-    mended: dict[str, np.ndarray] = {
-        "as it is": scores,
-        f"temperature {temperature.temperature:.3f}": temperature(scores),
-        "isotonic": Isotonic.fit(*on_validation)(scores),
-    }
+    mended: dict[str, np.ndarray] = {"as it is": scores}
+    if judge.chosen_by is None:
+        validation = judge.ask(model, "val")[1]
+        on_validation = validation["label"].to_numpy(), validation["score"].to_numpy()
+        temperature = Temperature.fit(*on_validation)
+        mended[f"temperature {temperature.temperature:.3f}"] = temperature(scores)
+        mended["isotonic"] = Isotonic.fit(*on_validation)(scores)
     bins = judge.evaluation.calibration_bins
     numbers = {
         kind: {

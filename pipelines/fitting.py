@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,10 @@ def fit_model(
     reporter: Reporter,
     folder: Path,
     resume: Path | None,
+    *,
+    silent: bool = False,
 ) -> Fitted:
-    """Trains `model` in place; the best weights stay in it.
+    """Trains `model` in place; the best weights stay in it, of a refit the last.
 
     Args:
         config: of the run.
@@ -60,19 +63,24 @@ def fit_model(
         reporter: gets losses and metrics.
         folder: where the checkpoint for resuming is kept.
         resume: a checkpoint to go on from, or None.
+        silent: say nothing of single epochs.
     """
     from recsys.training.fit import fit
 
     trainer = config.trainer
     task, batches = task_and_batches(config, judge, model)
     check_memory(trainer, task, batches)
+
+    def validate(trained: nn.Module) -> Mapping[str, float]:
+        return judge.ask(trained, "val")[0]  # type: ignore[arg-type]
+
     return fit(
         task,
         batches,
-        validate=lambda trained: judge.ask(trained, "val")[0],  # type: ignore[arg-type]
+        validate=validate if config.refit is None else None,
         monitor=judge.name("val", trainer.monitor),
         smaller_is_better=trainer.monitor in SMALLER_IS_BETTER,
-        max_epochs=trainer.max_epochs,
+        max_epochs=config.refit or trainer.max_epochs,
         patience=trainer.patience,
         validate_every=trainer.validate_every,
         precision=trainer.precision,
@@ -80,7 +88,7 @@ def fit_model(
         resume=resume,
         reporter=reporter,
         progress=show_progress(),
-        say=say,
+        say=None if silent else say,
         checkpoint_seconds=trainer.checkpoint_seconds,
         average_weights=trainer.average_weights,
     )

@@ -130,6 +130,7 @@ class Judge:
         listed: length of the lists that another system made, where such are judged.
         leaking: whether the model was trained on some of the answers, or on what came later.
         trained_on: how the model was trained, where it was not on this split's training rows.
+        chosen_by: asks the validation questions that this one's split, a refitted one, trains on.
     """
 
     store: HistoryStore
@@ -141,6 +142,7 @@ class Judge:
     listed: int | None = None
     leaking: bool = False
     trained_on: str = ""
+    chosen_by: Judge | None = None
 
     @property
     def protocol(self) -> str:
@@ -277,6 +279,8 @@ def check_columns(
 def baselines(judge: Judge, monitor: str, repeats: bool) -> list[Baseline]:
     """The five baselines, tuned on validation, from the cache where it has them.
 
+    Where the split is refitted, they are fitted again, as tuned, on training + validation.
+
     Args:
         judge: asks the validation questions.
         monitor: the metric that chooses.
@@ -287,7 +291,7 @@ def baselines(judge: Judge, monitor: str, repeats: bool) -> list[Baseline]:
     """
     import numpy as np
 
-    from recsys.models.baselines.tuning import tune_baselines
+    from recsys.models.baselines.tuning import fit_again, tune_baselines
 
     # The cut-off that tunes need not be one that is reported.
     metric, _, cut = monitor.rpartition("_")
@@ -317,14 +321,19 @@ def baselines(judge: Judge, monitor: str, repeats: bool) -> list[Baseline]:
     found = _read_baselines(folder) if kept else None
     if found is not None:
         return found
+    items, offsets, times = np.asarray(store.items), np.asarray(store.offsets), _known_times(store)
+    log = (items, offsets, split.training_ends, store.catalogue_size, times)
+    if judge.chosen_by is not None:
+        chosen_models = baselines(judge.chosen_by, monitor, repeats)
+        say("fitting the baselines again, as tuned, on training + validation …")
+        models = [fit_again(model, *log) for model in chosen_models]
+        if store.fingerprint:
+            _write_baselines(folder, models, {"made_from": made_from})
+        return models
     started = time.perf_counter()
     say("fitting the baselines and tuning them on validation …")
     tuned = tune_baselines(
-        np.asarray(store.items),
-        np.asarray(store.offsets),
-        split.training_ends,
-        store.catalogue_size,
-        _known_times(store),
+        *log,
         lambda model: judge.ask(model, "val")[1][monitor].to_numpy(),
         repeats=repeats,
     )

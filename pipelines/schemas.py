@@ -765,6 +765,9 @@ class TrainConfig:
         audit: what the split may look like.
         register: name in the registry, of which the finished model becomes a version.
         trusted_modules: with resume=RUN_ID: packages beside recsys whose code that run may use.
+        refit: train on training + validation together, for exactly so many epochs, such as a run
+            before found best; nothing is chosen then. The learning rate falls over
+            trainer.max_epochs, as in that run.
     """
 
     data: DataConfig
@@ -784,6 +787,7 @@ class TrainConfig:
     audit: AuditConfig = NO_AUDIT
     register: str | None = None
     trusted_modules: list[str] = field(default_factory=list)
+    refit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -798,6 +802,7 @@ class BacktestConfig(TrainConfig):
         plan: not of use here.
         register: not of use here.
         trusted_modules: not of use here.
+        refit: not of use here.
         cuts: two or more moments, as shares of the events or ISO dates. Between each two that
             follow each other lies a window; a model is trained on what comes before one window,
             chosen on it, and asked about the next.
@@ -808,6 +813,70 @@ class BacktestConfig(TrainConfig):
     cuts: list[float | str] = field(default_factory=list)
     retrained: bool = True
     frozen: bool = True
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Which values of a setting are tried: some choices, or everything from low to high.
+
+    Attributes:
+        choices: the values.
+        low: the least value.
+        high: the greatest value.
+        log: whether values are drawn evenly by their magnitude, as of learning rates.
+        step: between two values, from low on.
+    """
+
+    choices: list[bool | int | float | str | None] | None = None
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: float | None = None
+
+
+@dataclass(frozen=True)
+class SpaceConfig:
+    """The settings of train that a study searches, by the group they are of.
+
+    Attributes:
+        model: settings of the model, such as `width: {choices: [32, 64]}`.
+        objective: settings of the objective.
+        trainer: settings of the trainer, such as
+            `learning_rate: {low: 0.0001, high: 0.01, log: true}`.
+    """
+
+    model: dict[str, SearchConfig] = field(default_factory=dict)
+    objective: dict[str, SearchConfig] = field(default_factory=dict)
+    trainer: dict[str, SearchConfig] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TuneConfig(TrainConfig):
+    """Settings of `python -m pipelines.tune`: those of train, and the search.
+
+    Attributes:
+        seed: of everything random, the search among it.
+        name: of the run; null makes one up.
+        resume: not of use here: the same study= goes on.
+        result: a file for the table as JSON.
+        plan: not of use here.
+        refit: not of use here: the winner is refitted for the epochs that its trial found.
+        space: what is searched.
+        study: its name; a study of that name goes on.
+        trials: how many there are in the end, those of an earlier call among them.
+        startup: trials that are drawn at random, and never stopped, before the search learns.
+        prune_from: the epoch from which on a trial is stopped whose best validation so far is
+            worse than the median of the finished trials at that epoch; null stops none.
+        test: refit the winner and test it, once; false only searches, so that a later call may go
+            on with more trials.
+    """
+
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    study: str = ""
+    trials: int = 20
+    startup: int = 5
+    prune_from: int | None = None
+    test: bool = True
 
 
 @dataclass(frozen=True)
@@ -843,6 +912,25 @@ class EvaluateConfig:
     result: str | None
     model: str | None = None
     trusted_modules: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Settings of `python -m pipelines.reproduce`.
+
+    Attributes:
+        run: the id of a tracked run of train, or "latest".
+        commit: what happens where the run was made by other code: "refuse", or "mark" the report.
+        elsewhere: compare as on another machine: the headline metric, not the digits.
+        tracking: where the run is kept.
+        result: a file for the final table as JSON.
+    """
+
+    run: str
+    commit: Literal["refuse", "mark"]
+    elsewhere: bool
+    tracking: TrackingConfig
+    result: str | None
 
 
 @dataclass(frozen=True)

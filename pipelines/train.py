@@ -147,6 +147,7 @@ def tracked_training(
     checkpoint: Path | None,
     started: float,
     parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> tuple[str, list[dict[str, Any]], float]:
     """Trains and judges inside a run.
 
@@ -157,6 +158,7 @@ def tracked_training(
         checkpoint: what to go on from.
         started: when the command began.
         parent: the run below which this one is shown.
+        tags: more of them.
 
     Returns:
         The run's id, the final table's rows, and the seconds since the start.
@@ -168,13 +170,18 @@ def tracked_training(
     report = read_report(folder)
     say_unusable(store)
     title = config.name or run_title(config)
-    tags = {"store": store.fingerprint, "protocol": judge.protocol, "seed": str(config.seed)}
+    tags = {**(tags or {}), "store": store.fingerprint, "protocol": judge.protocol}
+    tags |= {"seed": str(config.seed), "threads": str(threads())}
+    if config.refit is not None:
+        tags["refit"] = "training + validation"
     doing = begun(judge, config.data.name, f"Training {model_title(config)}.")
     with start_run(
         config, "train", title, tags=tags, description=doing, parent=parent, run_id=resumed
     ) as tracked:
         say(f"run {tracked.run_id} ({title})")
         tracked.artifact_json("ingest_report.json", report)
+        made_of = {key: store.manifest[key] for key in ("fingerprint", "sources", "settings")}
+        tracked.artifact_json("sources.json", made_of)
         name_dataset(tracked, config.data, judge, "training")
         found, cost = train_and_judge(config, judge, tracked, checkpoint)
         rows, seconds = found.rows, time.perf_counter() - started
@@ -200,6 +207,13 @@ def check_register(config: TrainConfig) -> None:
     check_model_name(config.register, "register")
     if config.plan:
         raise ConfigError(f"plan=true trains nothing that register={config.register} could name")
+
+
+def threads() -> int:
+    """How many threads torch takes: sums in another order differ in their last digit."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def final_table(judge: Judge | ClickJudge, rows: list[dict[str, Any]], title: str) -> str:
@@ -235,6 +249,7 @@ def next_item_job(config: TrainConfig) -> Judge:
         repeats=config.data.repeats,
         candidates=config.candidate_set,
         audit=config.audit,
+        refit=config.refit is not None,
     )
     split = judge.split
     say(
@@ -270,7 +285,7 @@ def click_job(config: TrainConfig) -> ClickJudge:
     folder = make_store(config.data, accept)
     from recsys.histories.store import open_store
 
-    judge = click_judge(config, open_store(folder))
+    judge = click_judge(config, open_store(folder), refit=config.refit is not None)
     judge = dataclasses.replace(judge, findings=audited(judge.store, judge.split, config.audit))
     store, split = judge.store, judge.split
     say(
@@ -308,10 +323,11 @@ def say_plan(config: TrainConfig, judge: Judge | ClickJudge) -> None:
         say(line)
     found = probe(task.train(), batches, config.trainer.precision)
     epoch = found.seconds_per_step * len(batches)
+    epochs = config.refit or config.trainer.max_epochs
     say(
         f"{len(batches):,} steps an epoch, about {epoch:,.0f} s ({found.steps} steps tried); "
-        f"{config.trainer.max_epochs} epochs at most, {epoch * config.trainer.max_epochs / 60:,.0f}"
-        " minutes, validation and baselines not counted"
+        f"{epochs} epochs at most, {epoch * epochs / 60:,.0f} minutes, validation and baselines "
+        "not counted"
     )
 
 
@@ -336,9 +352,15 @@ def train_and_judge(
         assert isinstance(config.model, NextItemModelConfig)
         arguments = model_arguments(config.model, store.catalogue_size)
     model = untrained(config, judge)
-    reference = {
-        name: judge.score(other, "val", config.trainer.monitor) for name, other in beside.items()
-    }
+    reference = {}
+    if config.refit is None:
+        monitor = config.trainer.monitor
+        reference = {name: judge.score(other, "val", monitor) for name, other in beside.items()}
+    else:
+        say(
+            f"refit={config.refit}: so many epochs on training + validation, as are the baselines; "
+            "trainer.patience and trainer.validate_every have nothing to choose here"
+        )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"{title}: {parameters:,} parameters")
     book = Book(tracked)
@@ -357,7 +379,7 @@ def train_and_judge(
             "cost/share_padding": fitted.cost.padding,
             **{f"cost/share_{part}": share for part, share in fitted.cost.shares.items()},
             "best_epoch": fitted.best_epoch,
-            f"best/{monitor}": fitted.best_score,
+            **({f"best/{monitor}": fitted.best_score} if config.refit is None else {}),
         },
         0,
     )
@@ -454,6 +476,11 @@ def check_trainer(config: TrainConfig) -> None:
             "trainer.average_weights must be at least 0 (off) and below 1, not "
             f"{trainer.average_weights}"
         )
+    if config.refit is not None and not 1 <= config.refit <= trainer.max_epochs:
+        raise ConfigError(
+            f"refit={config.refit} must be from 1 to trainer.max_epochs={trainer.max_epochs}, over "
+            "which the learning rate falls"
+        )
     if trainer.learning_rate <= 0:
         raise ConfigError(f"trainer.learning_rate must be positive, not {trainer.learning_rate}")
     seeds = [config.seed, getattr(config.split, "seed", 0), getattr(config.questions, "seed", 0)]
@@ -464,6 +491,8 @@ def check_trainer(config: TrainConfig) -> None:
 def run_title(config: TrainConfig) -> str:
     """A name a person can read."""
     sizes = [f"{name} {value}" for name, value in sizes_of(config).items()]
+    if config.refit is not None:
+        sizes.append("refitted")
     return " ".join([model_title(config), config.data.name, *sizes, f"seed {config.seed}"])
 
 

@@ -173,7 +173,7 @@ def click_split(
 
     Args:
         store: the histories.
-        split: what belongs to which stage.
+        split: what belongs to which stage; of one that is refitted, validation stays empty.
         history: which events make the histories, see `HistoryView`.
         skip_first: events at the start of each history that are no training candidates: little or
             nothing stands before them.
@@ -207,7 +207,7 @@ def click_split(
             known = np.flatnonzero(questions.labels >= 0)
             counts["unlabelled_events"] += len(questions) - len(known)
             questions = questions.take(known)
-        if len(questions) == 0:
+        if len(questions) == 0 and len(asked):
             raise SplitError(
                 f"no candidate is left for {name}: of {store.users:,} users with at most "
                 f"{int(store.lengths.max(initial=0)):,} events, "
@@ -352,6 +352,7 @@ def _leave_out_undrawable(
     """Takes the positives that nothing can be told from out of all stages, and counts them."""
     users: set[int] = set()
     left_out = 0
+    asked = {name for name, questions in stages.items() if len(questions)}
     for name, questions in stages.items():
         drawable = negatives.can_draw(questions.users)
         users.update(questions.users[~drawable].tolist())
@@ -360,7 +361,7 @@ def _leave_out_undrawable(
     counts["users_with_every_item"] = len(users)
     counts["positives_without_negatives"] = left_out
     for name, questions in stages.items():
-        if len(questions) == 0:
+        if len(questions) == 0 and name in asked:
             raise SplitError(
                 f"no candidate is left for {name}: {left_out:,} positives of {len(users):,} users "
                 "who have every item that could be drawn as a negative were left out"

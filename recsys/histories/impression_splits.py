@@ -18,7 +18,7 @@ from recsys.histories.clicks import (
     history_view,
 )
 from recsys.histories.impressions import Impressions
-from recsys.histories.questions import SplitError, day_of, moment_of_cut
+from recsys.histories.questions import REFITTED, SplitError, day_of, moment_of_cut
 from recsys.histories.store import HistoryStore
 
 _TRAINING, _VALIDATION, _TEST = 0, 1, 2
@@ -30,6 +30,7 @@ def impressions_by_time(
     history: ViewKind,
     validation_cut: float | str,
     test_cut: float | str,
+    refit: bool = False,
 ) -> ClickSplit:
     """Two moments cut the requests: training before the first, validation up to the second.
 
@@ -42,6 +43,7 @@ def impressions_by_time(
         validation_cut: a share of the candidates in time order, such as 0.8, or a moment (ISO
             8601). The cut stands before the first candidate at it: equal times stay together.
         test_cut: the same, later.
+        refit: validation belongs to training.
 
     Raises:
         SplitError: the store has no impressions, a cut is out of range or leaves a stage empty, or
@@ -66,11 +68,12 @@ def impressions_by_time(
         request_N,
         first_rows_R,
         f"what was shown from {day_of(second)} on; trained on what was before {day_of(first)}",
+        refit,
     )
 
 
 def impressions_by_user(
-    store: HistoryStore, *, history: ViewKind, share: float | None
+    store: HistoryStore, *, history: ViewKind, share: float | None, refit: bool = False
 ) -> ClickSplit:
     """The newest requests of each user are the test, the same number before them validation.
 
@@ -81,6 +84,7 @@ def impressions_by_user(
         store: histories and impressions.
         history: which events make the histories, see `HistoryView`.
         share: of each user's requests; more than 0, less than ½. None takes one (leave-one-out).
+        refit: validation belongs to training.
 
     Raises:
         SplitError: the store has no impressions, the share is out of range, nobody has three
@@ -102,7 +106,7 @@ def impressions_by_user(
     newest = "each user's newest request" if share is None else f"each user's newest {share:g}"
     in_words = f"{newest} of what was shown"
     protocol = f"{name}-impressions"
-    return _split(store, history, protocol, stage_R, request_N, first_rows_R, in_words)
+    return _split(store, history, protocol, stage_R, request_N, first_rows_R, in_words, refit)
 
 
 def _impressions(store: HistoryStore) -> Impressions:
@@ -119,15 +123,19 @@ def _split(
     request_N: np.ndarray,
     first_rows_R: np.ndarray,
     in_words: str,
+    refit: bool,
 ) -> ClickSplit:
     shown = _impressions(store)
     view = history_view(store, history)
+    if refit:
+        stage_R = np.where(stage_R == _VALIDATION, _TRAINING, stage_R)
+        in_words = f"{in_words}; {REFITTED}"
     stage_N = stage_R[request_N]
     counts = {"users": len(np.unique(shown.users)), "requests": len(stage_R)}
     stages: dict[str, ClickQuestions] = {}
     for number, name in enumerate(("training", "validation", "test")):
         rows = np.flatnonzero(stage_N == number)
-        if len(rows) == 0:
+        if len(rows) == 0 and not (refit and number == _VALIDATION):
             raise SplitError(
                 f"no impression is left for {name}: {len(shown):,} candidates in "
                 f"{len(stage_R):,} requests of {counts['users']:,} users, from "

@@ -7,7 +7,7 @@ end per user plus one table of questions per stage; nothing is copied.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -18,6 +18,7 @@ from recsys.histories.store import NO_TIME, HistoryStore
 from recsys.logs.schema import parse_moment
 
 Target = Literal["last", "first", "all", "successive"]
+REFITTED = "chosen on validation, then refitted on training + validation"
 
 
 class SplitError(ValueError):
@@ -70,6 +71,8 @@ class Split:
         test: questions for the final table.
         counts: what the split did, for the report.
         in_words: what is asked, for the legend of a table.
+        refit_ends: int64 [users], where the user's test begins: what a model that is refitted on
+            training + validation may see; None where nobody refits.
     """
 
     protocol: str
@@ -78,6 +81,23 @@ class Split:
     test: Questions
     counts: dict[str, int]
     in_words: str
+    refit_ends: np.ndarray | None = None
+
+    def refitted(self) -> Split:
+        """The same test, with all that comes before it to learn from, and nothing to choose by."""
+        assert self.refit_ends is not None
+        nobody = np.zeros(0, dtype=np.int64)
+        counts = {n: c for n, c in self.counts.items() if not n.startswith("validation_")}
+        counts["training_events"] = int(self.refit_ends.sum())
+        if "training_users" in counts:
+            counts["training_users"] = int((self.refit_ends > 0).sum())
+        return replace(
+            self,
+            training_ends=self.refit_ends,
+            validation=Questions(nobody, nobody, nobody, nobody),
+            counts=counts,
+            in_words=f"{self.in_words}; {REFITTED}",
+        )
 
 
 def leave_one_out(store: HistoryStore, validation_users: int | None = None, seed: int = 0) -> Split:
@@ -117,8 +137,9 @@ def leave_one_out(store: HistoryStore, validation_users: int | None = None, seed
     if validation_users is not None and validation_users < len(eligible):
         draw = np.random.Generator(np.random.PCG64([seed, 0x5A11D]))
         asked = np.sort(draw.choice(eligible, size=validation_users, replace=False))
-    training_ends = lengths.copy()
-    training_ends[eligible] -= 1
+    refit_ends = lengths.copy()
+    refit_ends[eligible] -= 1
+    training_ends = refit_ends.copy()
     training_ends[asked] -= 1
     if training_ends.max() < 2:
         raise SplitError(
@@ -139,6 +160,7 @@ def leave_one_out(store: HistoryStore, validation_users: int | None = None, seed
             "test_questions": len(eligible),
         },
         in_words="leave-one-out: each user's last event",
+        refit_ends=refit_ends,
     )
 
 
@@ -168,8 +190,10 @@ def user_share(store: HistoryStore, share: float = 0.1) -> Split:
             f"a split by share needs users with at least 3 events (training, validation, test); "
             f"the longest of {store.users:,} histories has {int(lengths.max(initial=0))}"
         )
-    training_ends = lengths.copy()
-    training_ends[eligible] -= 2 * answers[eligible]
+    refit_ends = lengths.copy()
+    refit_ends[eligible] -= answers[eligible]
+    training_ends = refit_ends.copy()
+    training_ends[eligible] -= answers[eligible]
     if training_ends.max() < 2:
         raise SplitError(
             "after the split by share nobody has two training events, so there is nothing to learn "
@@ -192,6 +216,7 @@ def user_share(store: HistoryStore, share: float = 0.1) -> Split:
             "test_events": int(answers[eligible].sum()),
         },
         in_words=f"the newest {share:g} of each user's own events, all of them answers",
+        refit_ends=refit_ends,
     )
 
 
@@ -317,6 +342,7 @@ def global_time(
         in_words=f"{answers} from {day_of(second)} "
         + ("on" if third is None else f"to {day_of(third)}")
         + f"; trained on what came before {day_of(first)}",
+        refit_ends=test_begins,
     )
 
 

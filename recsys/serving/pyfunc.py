@@ -20,8 +20,8 @@ other people that has no other columns.
 `save_pyfunc` turns the folder of a saved model into an MLflow model in place: beside `model.json`
 and `weights.safetensors` stand the item vocabulary with what the popularity list is made of, a
 ranker's features and what they read of items, and this package's own code, with the package of a
-model of one's own, so that neither store nor checkout is needed. Nothing is pickled: MLflow imports this file from the model's code and calls
-`_load_pyfunc`.
+model of one's own, so that neither store nor checkout is needed. Nothing is pickled: MLflow imports
+this file from the model's code and calls `_load_pyfunc`.
 
 MLflow is imported by functions, not by this file: whoever loads a model through MLflow has it.
 

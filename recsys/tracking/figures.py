@@ -6,6 +6,7 @@ Drawn with Matplotlib's object interface and the Agg canvas: no window, no globa
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -286,6 +287,95 @@ def principal_plane(vectors_VD: np.ndarray) -> tuple[np.ndarray, tuple[float, fl
     total = max(float(variances_D.sum()), 1e-30)
     shares = [*(float(v) / total for v in variances_D[::-1][:2]), 0.0]
     return places_V2, (shares[0], shares[1])
+
+
+def importance_bars(metric: str, weights: Mapping[str, float]) -> Figure:
+    """What tells the best trials of a study from the others, the heaviest on top.
+
+    Args:
+        metric: what the trials were compared by.
+        weights: by setting; shares of one.
+    """
+    figure, axes = _new_figure(f"importance for {metric}")
+    ranked = sorted(weights.items(), key=lambda pair: pair[1])
+    bars = axes.barh([key for key, _ in ranked], [w for _, w in ranked], color=_COLOURS[0])
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlim(0, 1.1 * max(weights.values(), default=1.0))
+    axes.set_xlabel("share")
+    return figure
+
+
+def parallel_coordinates(
+    metric: str,
+    settings: Mapping[str, Sequence[object]],
+    scores: Sequence[float],
+    *,
+    logarithmic: Sequence[str] = (),
+    smaller_is_better: bool = False,
+) -> Figure:
+    """The trials of a study: an axis for each setting and one for the score, a line for each trial.
+
+    The best trial is strong, the best quarter blue, the others pale.
+
+    Args:
+        metric: what the scores are.
+        settings: by name, the value of each trial; numbers, or words as categories.
+        scores: of the trials.
+        logarithmic: settings whose axis is logarithmic.
+        smaller_is_better: of the scores.
+
+    Raises:
+        ValueError: settings and scores differ in number.
+    """
+    columns: list[tuple[str, Sequence[object]]] = [*settings.items(), (metric, scores)]
+    for _, values in columns:
+        _same_length(values, scores)
+    figure, axes = _new_figure(metric)
+    places = [_places(values, name in logarithmic) for name, values in columns]
+    order = sorted(range(len(scores)), key=lambda i: scores[i], reverse=smaller_is_better)
+    strong = max(1, len(order) // 4)
+    for rank, trial in enumerate(order):  # the best last, on top
+        left = len(order) - rank
+        colour, width, alpha = "#bbbbbb", 0.8, 0.7
+        if left <= strong:
+            colour, width, alpha = _COLOURS[0], 1.2, 0.8
+        if left == 1:
+            colour, width, alpha = _COLOURS[1], 2.2, 1.0
+        line = [heights[trial] for heights, _ in places]
+        label = {strong: "the best quarter", 1: "the best trial"}.get(left)
+        axes.plot(line, color=colour, linewidth=width, alpha=alpha, label=label)
+    for x, (_, ticks) in enumerate(places):
+        axes.axvline(x, color="#666666", linewidth=0.8)
+        for text, height in ticks.items():
+            axes.annotate(text, (x, height), (4, 0), textcoords="offset points", fontsize=7)
+    titles = [name.rpartition("." if name in settings else "/")[2] for name, _ in columns]
+    axes.set_xticks(range(len(columns)), titles, fontsize=8)
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    return figure
+
+
+def _places(values: Sequence[object], logarithmic: bool) -> tuple[list[float], dict[str, float]]:
+    """The height of each value between 0 and 1, and of what is written beside the axis.
+
+    >>> _places([1, 100, 10], True)
+    ([0.0, 1.0, 0.5], {'1': 0.0, '100': 1.0})
+    >>> _places(["b", "a", "b"], False)
+    ([1.0, 0.0, 1.0], {'a': 0.0, 'b': 1.0})
+    """
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) < len(values) or not numbers:
+        words = sorted({str(value) for value in values})
+        heights = {word: i / max(1, len(words) - 1) for i, word in enumerate(words)}
+        return [heights[str(value)] for value in values], heights
+    scaled = [math.log10(n) for n in numbers] if logarithmic else [float(n) for n in numbers]
+    low, high = min(scaled), max(scaled)
+    width = (high - low) or 1.0
+    ends = {f"{min(numbers):.3g}": 0.0, f"{max(numbers):.3g}": (high - low) / width}
+    return [(value - low) / width for value in scaled], ends
 
 
 def moving_average(values: Sequence[float], smoothing: float) -> list[float]:

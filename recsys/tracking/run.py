@@ -999,6 +999,17 @@ def latest_run_id(uri: str, experiment: ExperimentInfo) -> str | None:
     return found[0].info.run_id if found else None
 
 
+def end_open_children(uri: str, parent_run_id: str) -> None:
+    """Ends as KILLED the runs below another one that were left open, as by `kill -9`."""
+    client = _open_client(uri, create=False)
+    with _store_errors(uri, f"end the runs below {parent_run_id}"):
+        parent = _get_run(client, uri, parent_run_id)
+        where = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and attributes.status = 'RUNNING'"
+        experiment = [parent.info.experiment_id]
+        for run in _search(client, experiment, where, "attributes.start_time ASC", 1000):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
 def environment_tags() -> dict[str, str]:
     """What a result depends on besides config and data: code, versions, machine.
 

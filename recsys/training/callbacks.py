@@ -55,7 +55,7 @@ class ChooseOnValidation(lightning.Callback):
     """Validates after every epoch, keeps the best weights, stops when nothing improves.
 
     Args:
-        validate: metrics of a model in evaluation mode.
+        validate: metrics of a model in evaluation mode; None keeps the last weights.
         monitor: the metric that chooses.
         smaller_is_better: of that metric, such as a loss.
         patience: epochs without improvement before training stops; None never stops early.
@@ -67,7 +67,7 @@ class ChooseOnValidation(lightning.Callback):
 
     def __init__(
         self,
-        validate: Validate,
+        validate: Validate | None,
         monitor: str,
         smaller_is_better: bool,
         patience: int | None,
@@ -133,7 +133,10 @@ class ChooseOnValidation(lightning.Callback):
         }
         text = f"epoch {epoch}/{trainer.max_epochs}  loss {loss:.4f}"
         last = epoch == trainer.max_epochs
-        if epoch % self.every == 0 or last:
+        if self.validate is None and last:
+            with self.averaged.in_place(module.model) if self.averaged else nullcontext():
+                self.keep(module.model, math.nan, epoch)
+        elif self.validate is not None and (epoch % self.every == 0 or last):
             started = time.perf_counter()
             module.model.eval()
             with self.averaged.in_place(module.model) if self.averaged else nullcontext():
@@ -151,11 +154,7 @@ class ChooseOnValidation(lightning.Callback):
                 else:
                     better = score > self.best_score
                 if better:
-                    self.best_score, self.best_epoch = score, epoch
-                    self.best_weights = {
-                        name: value.detach().clone()
-                        for name, value in module.model.state_dict().items()
-                    }
+                    self.keep(module.model, score, epoch)
             module.model.train()
             seconds = time.perf_counter() - started
             self.seconds_validating += seconds
@@ -168,6 +167,13 @@ class ChooseOnValidation(lightning.Callback):
         self.reporter.metrics(values, epoch)
         if self.say:
             self.say(f"{text}  {time.perf_counter() - self._started:.1f} s")
+
+    def keep(self, model: nn.Module, score: float, epoch: int) -> None:
+        """Remembers these weights as the best."""
+        self.best_score, self.best_epoch = score, epoch
+        self.best_weights = {
+            name: value.detach().clone() for name, value in model.state_dict().items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to choose as if it had not been interrupted."""

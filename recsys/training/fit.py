@@ -60,7 +60,7 @@ def fit(
     task: NextItemTask | ClickTask,
     batches: Batches,
     *,
-    validate: Validate,
+    validate: Validate | None,
     monitor: str,
     smaller_is_better: bool = False,
     max_epochs: int,
@@ -80,7 +80,8 @@ def fit(
     Args:
         task: model, objective and optimizer.
         batches: training batches; their state is part of the checkpoint.
-        validate: metrics of a model; one of them is `monitor`.
+        validate: metrics of a model; one of them is `monitor`. None: all epochs are trained, and
+            the last weights stay.
         monitor: the metric that chooses weights and stops training.
         smaller_is_better: of that metric, such as a loss.
         max_epochs: passes over the training histories.

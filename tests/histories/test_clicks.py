@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,25 @@ def logs(draw: st.DrawFn) -> HistoryStore:
     if draw(st.booleans()):
         times = [sorted(draw(st.lists(st.integers(0, 6), min_size=n, max_size=n))) for n in lengths]
     return store_of(lengths, labels, times)
+
+
+@given(store=logs(), tested=st.integers(1, 3))
+def test_a_refit_learns_from_training_and_validation_and_asks_the_same_test(
+    store: HistoryStore, tested: int
+) -> None:
+    split = split_of(store, tested)
+    split = dataclasses.replace(split, refit_ends=np.maximum(store.lengths - tested, 0))
+    try:
+        plain = click_split(store, split, history="events")
+        refit = click_split(store, split.refitted(), history="events")
+    except SplitError:
+        reject()  # a stage without candidates, or training of one class
+    learned = np.concatenate([plain.training.rows, plain.validation.rows])
+    assert refit.training.rows.tolist() == sorted(learned.tolist())
+    assert len(refit.validation) == 0
+    for field in dataclasses.fields(plain.test):
+        before, after = getattr(plain.test, field.name), getattr(refit.test, field.name)
+        assert np.array_equal(before, after) if before is not None else after is None
 
 
 @given(store=logs(), tested=st.integers(1, 3), skip_first=st.integers(0, 3))

@@ -180,3 +180,23 @@ def test_a_store_with_impressions_is_not_asked_about_its_events() -> None:
     nobody = Questions(*(np.zeros(0, np.int64) for _ in range(4)))
     with pytest.raises(SplitError, match="take impressions_by_time"):
         click_split(store, Split("x", store.lengths, nobody, nobody, {}, ""), history="events")
+
+
+@pytest.mark.parametrize("by", ["time", "user"])
+def test_a_refit_learns_from_training_and_validation_and_asks_the_same_test(by: str) -> None:
+    shown = [(0, t, t // 2, (t // 2 + t) % 2) for t in range(12)]
+    store = store_of(shown)
+
+    def split(refit: bool) -> ClickSplit:
+        if by == "user":
+            return impressions_by_user(store, history="events", share=0.2, refit=refit)
+        return impressions_by_time(
+            store, history="events", validation_cut=0.5, test_cut=0.8, refit=refit
+        )
+
+    plain, refit = split(False), split(True)
+    learned = np.concatenate([plain.training.rows, plain.validation.rows])
+    assert len(plain.validation) > 0 and len(refit.validation) == 0
+    assert sorted(refit.training.rows.tolist()) == sorted(learned.tolist())
+    assert refit.test.rows.tolist() == plain.test.rows.tolist()
+    assert "then refitted on training + validation" in refit.in_words

@@ -47,6 +47,7 @@ def test_leave_one_out_laws(lengths: list[int], asked: int | None, seed: int) ->
         "test_questions": len(split.test),
     }
     nothing_is_lost_or_doubled(store, split)
+    refitting_learns_all_before_the_test(store, split)
 
 
 def nothing_is_lost_or_doubled(store: HistoryStore, split: Split) -> None:
@@ -68,6 +69,17 @@ def nothing_is_lost_or_doubled(store: HistoryStore, split: Split) -> None:
     for user, n in enumerate(lengths):
         assert used[user, :n].tolist() == [1] * n
         assert used[user, n:].sum() == 0
+
+
+def refitting_learns_all_before_the_test(store: HistoryStore, split: Split) -> None:
+    """The same test, every other event trains, and nobody is asked to choose."""
+    refitted = split.refitted()
+    assert refitted.test is split.test and refitted.protocol == split.protocol
+    assert len(refitted.validation) == 0
+    nothing_is_lost_or_doubled(store, refitted)
+    assert refitted.counts["training_events"] == refitted.training_ends.sum()
+    assert not any(name.startswith("validation") for name in refitted.counts)
+    assert refitted.in_words.endswith("then refitted on training + validation")
 
 
 def test_the_sample_is_seeded() -> None:
@@ -108,6 +120,7 @@ def test_share_laws(lengths: list[int], percent: int) -> None:
     assert split.test.target_ends.tolist() == [lengths[u] for u in eligible]
     assert split.counts["test_events"] == sum(answers[u] for u in eligible)
     nothing_is_lost_or_doubled(store, split)
+    refitting_learns_all_before_the_test(store, split)
 
 
 def test_a_share_is_a_decimal_not_a_binary_fraction() -> None:
@@ -203,6 +216,9 @@ def test_time_laws(rows: list[list[int]], cuts: tuple[int, int], target: Target,
     assert split.counts["test_questions"] == len(split.test)
     new_ones = sum(bool(row) and min(row) >= second for row in rows)
     assert split.counts["test_users_new"] == new_ones
+    refitted = split.refitted()
+    assert refitted.training_ends.tolist() == [sum(t < second for t in row) for row in rows]
+    assert refitted.test is split.test and len(refitted.validation) == 0
 
 
 def test_windows_of_all_and_successive_lose_and_double_nothing() -> None:

@@ -476,7 +476,9 @@ def test_baselines_of_a_ranker_are_its_own_network_and_means_of_training(
     settings = [f"model.{key}={value}".replace(" ", "") for key, value in changed.items()]
     config, judge = judge_of(*settings, "objective.l2=0.7")
     trained = []
-    monkeypatch.setattr("pipelines.clicks.trained_baseline", lambda own, _: trained.append(own))
+    monkeypatch.setattr(
+        "pipelines.clicks.trained_baseline", lambda own, _: (trained.append(own), 1)
+    )
     beside = click_baselines(config, judge)
     assert list(beside) == ["Item + user mean", "Logistic regression", "Mean pooling"]
     linear, pooling = trained

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipelines.checking import ConfigError, build
-from pipelines.entry import CONF, as_yaml, choices, compose, groups
+from pipelines.entry import CONF, as_overrides, as_yaml, choices, compose, groups
 from pipelines.schemas import (
     BacktestConfig,
     BCEConfig,
@@ -31,22 +31,26 @@ from pipelines.schemas import (
     NextItemTrainerConfig,
     PromoteConfig,
     RecommendConfig,
+    ReproduceConfig,
     SampledSoftmaxConfig,
     SASRecConfig,
     ShareConfig,
     SyncConfig,
     TimeConfig,
     TrainConfig,
+    TuneConfig,
     UIConfig,
 )
 
 COMMANDS = {
     "ingest": IngestConfig,
     "train": TrainConfig,
+    "tune": TuneConfig,
     "backtest": BacktestConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
     "promote": PromoteConfig,
+    "reproduce": ReproduceConfig,
     "recommend": RecommendConfig,
     "export": ExportConfig,
     "explain": ExplainConfig,
@@ -86,12 +90,13 @@ def shipped() -> list[tuple[str, str, str]]:
 def test_every_file_we_ship_composes(command: str, group: str, choice: str) -> None:
     overrides = [f"{group}={choice}"]
     overrides += ["data.path=x.csv"] if choice == "log" else []
-    of_a_run = ("evaluate", "recommend", "export", "explain")
+    of_a_run = ("evaluate", "recommend", "export", "explain", "promote", "reproduce")
     overrides += ["run=latest"] if command in of_a_run else []
     overrides += ["output=model.onnx"] if command == "export" else []
     overrides += ["output=top.parquet"] if command == "recommend" else []
     overrides += ["runs=[latest]"] if command == "compare" else []
-    overrides += ["run=latest", "name=films"] if command == "promote" else []
+    overrides += ["name=films"] if command == "promote" else []
+    overrides += ["study=mine"] if command == "tune" else []
     overrides += ["candidate_set.path=x.parquet"] if choice == "given" else []
     overrides += [f"{group}.class_path=mypackage.module.Name"] if choice == "own" else []
     config = compose(command, COMMANDS[command], overrides)
@@ -450,6 +455,21 @@ def test_the_yaml_of_a_config_gives_it_back() -> None:
     assert build(TrainConfig, yaml.safe_load(as_yaml(config)), lambda key: "") == config
     assert isinstance(config.split, LeaveOneOutConfig)
     assert isinstance(config.objective, FullSoftmaxConfig)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *([f"experiment={recipe}"] for recipe in RECIPES),
+        ["data=log", "data.path=it's [x],{y}=\\", "split=time", "split.test_cut=2001-02-01"],
+        ["model=din", *LOG, "data.impressions.path=y.csv", "tracking.uri=sqlite:///a b.db"],
+        [*LOG, "candidate_set=sampled", "evaluation.cohorts=[item.a b]", "name='null'"],
+        [*LOG, "+data.features.a={kind: hashed, of: item, column: b c, buckets: 3}"],
+    ],
+)
+def test_overrides_of_a_config_give_it_back(overrides: list[str]) -> None:
+    config = compose("train", TrainConfig, overrides)
+    assert compose("train", TrainConfig, as_overrides("train", config)) == config
 
 
 @pytest.mark.parametrize("model", ["sasrec", "din"])

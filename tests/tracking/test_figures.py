@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from recsys.tracking.figures import (
+    importance_bars,
     interval_points,
     item_map,
     loss_curve,
     metric_curve,
     moving_average,
+    parallel_coordinates,
     principal_plane,
     rank_curves,
 )
@@ -125,3 +127,41 @@ def test_the_item_map_shows_popular_items_on_top_with_their_names() -> None:
     (text,) = axes.texts
     assert text.get_text() == "Star Wars" and tuple(text.xy) == tuple(places_V2[1])
     assert f"{shares[0]:.0%}" in axes.get_xlabel() and bar.get_ylabel() == "training events"
+
+
+def test_importance_stands_with_the_heaviest_on_top() -> None:
+    (axes,) = importance_bars("val/x", {"model.width": 0.2, "trainer.learning_rate": 0.8}).axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert dict(zip(names, [bar.get_width() for bar in axes.patches], strict=True)) == {
+        "model.width": 0.2,
+        "trainer.learning_rate": 0.8,
+    }
+    assert names[-1] == "trainer.learning_rate"
+
+
+@pytest.mark.parametrize("smaller", [False, True])
+def test_parallel_coordinates_draw_each_trial_and_the_best_on_top(smaller: bool) -> None:
+    rates, words, scores = [0.001, 0.1, 0.01, 0.1, 0.01], list("baaab"), [0.1, 0.5, 0.3, 0.2, 0.4]
+    figure = parallel_coordinates(
+        "val/loo/x",
+        {"trainer.learning_rate": rates, "model.norm": words},
+        scores,
+        logarithmic=["trainer.learning_rate"],
+        smaller_is_better=smaller,
+    )
+    (axes,) = figure.axes
+    drawn = axes.get_lines()[: len(scores)]
+    wanted = {
+        ((math.log10(rate) + 3) / 2, float(word == "b"), (score - 0.1) / 0.4)
+        for rate, word, score in zip(rates, words, scores, strict=True)
+    }
+    found = {tuple(float(y) for y in line.get_ydata()) for line in drawn}
+    np.testing.assert_allclose(sorted(found), sorted(wanted), atol=1e-12)
+    assert drawn[-1].get_label() == "the best trial"
+    assert drawn[-1].get_ydata()[-1] == pytest.approx(0.0 if smaller else 1.0)
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["learning_rate", "norm", "x"]
+
+
+def test_parallel_coordinates_take_a_value_of_each_trial() -> None:
+    with pytest.raises(ValueError, match="not 1 and 2"):
+        parallel_coordinates("x", {"model.width": [8]}, [0.1, 0.2])

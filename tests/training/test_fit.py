@@ -80,6 +80,7 @@ class Trial:
         seconds: float = 0.0,  # a checkpoint after every batch
         every: int = 1,
         precision: Precision = "32",
+        refit: int | None = None,  # so many epochs, and nothing is validated
     ) -> Fitted:
         task = NextItemTask(
             self.model,
@@ -89,9 +90,9 @@ class Trial:
         return fit(
             task,
             self.batches,
-            validate=self.validate,
+            validate=self.validate if refit is None else None,
             monitor="val/score",
-            max_epochs=epochs,
+            max_epochs=refit or epochs,
             patience=patience,
             validate_every=every,
             precision=precision,
@@ -392,3 +393,22 @@ def test_ctrl_c_stays_ctrl_c_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     whole = Trial(tmp_path)
     whole.fit(3)
     assert trial.scores + other.scores == whole.scores
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_refit_stops_at_the_weights_that_validation_had_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float
+) -> None:
+    """On the same rows: the schedule has the same horizon, and validating draws nothing."""
+    chosen = Trial(tmp_path / "chosen")
+    chosen.average_weights = average
+    scores = iter([0.1, 0.5, 0.3, 0.2])
+    monkeypatch.setattr(chosen, "validate", lambda model: {"val/score": next(scores)})
+    assert chosen.fit(4).best_epoch == 2
+    again = Trial(tmp_path / "again")
+    again.average_weights = average
+    fitted = again.fit(4, refit=2)
+    assert (fitted.best_epoch, fitted.epochs, again.scores) == (2, 2, [])
+    for name, value in chosen.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    assert all("val/score" not in values for _, values in again.reported)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -111,6 +111,20 @@ def tune_baselines(
         _tune_ease(judge, lambda strength: EASE(strength, max_items).fit(*log)),
         _tune_ials(judge, lambda factors, weight, alpha: IALS(factors, weight, alpha).fit(*log)),
     ]
+
+
+def fit_again(
+    model: Baseline,
+    items: np.ndarray,
+    offsets: np.ndarray,
+    ends: np.ndarray,
+    catalogue_size: int,
+    times: np.ndarray | None,
+) -> Baseline:
+    """A baseline of the same parameters on other events; see `tune_baselines`."""
+    kind: Any = type(model)
+    again: Baseline = kind(**model.parameters).fit(items, offsets, ends, catalogue_size, times)
+    return again
 
 
 def _best(judge: Judge, models: Iterable[Baseline]) -> Tuned:
