@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -390,6 +391,23 @@ def test_a_server_that_never_answers_is_waited_for_once(
         assert time.monotonic() - began < 10
     assert len(said) == 1 and "no answer in 1 s. The run goes on" in said[0]
     assert is_waiting(root / "o", run.run_id)
+
+
+def test_a_server_that_hangs_up_is_away_and_no_password_is_said(start: Start, root: Path) -> None:
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as port:
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    port.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        uri = f"http://me:secret@127.0.0.1:{port.getsockname()[1]}"
+        with start(uri=uri, outbox=root / "o", say=said.append) as run:
+            pass
+    assert is_waiting(root / "o", run.run_id)
+    assert len(said) == 1 and "//me:***@" in said[0] and "secret" not in said[0]
 
 
 @pytest.mark.parametrize(
