@@ -149,7 +149,7 @@ def _extras(data: DataConfig, path: str) -> Extras:
         setting = f"data.{of}s"
         table = named
         if table is None and data.source is not None and columns[of]:
-            table = _beside(path, f"{of}s")
+            table = table_beside(path, f"{of}s")
         if table is not None:
             tables[of] = SideTable(table, key or id_column, columns.pop(of), setting)
         elif key is not None:
@@ -169,7 +169,7 @@ def _extras(data: DataConfig, path: str) -> Extras:
     return Extras(tables.get("user"), tables.get("item"), columns, impressions)
 
 
-def _beside(path: str, what: str) -> str | None:
+def table_beside(path: str, what: str) -> str | None:
     """The table of users or items that stands beside a canonical one, if there is any."""
     place = Path(path)
     suffix = "".join(place.suffixes[-2:]) if place.suffix == ".gz" else place.suffix

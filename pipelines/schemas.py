@@ -595,6 +595,7 @@ class EvaluationConfig:
         resamples: draws of users behind each interval; 0 gives none.
         tie_orders: other orders of events of equal time in which the model is asked again, to see
             how far its metrics hang on the order of a file.
+        explained_users: a sample whose histories and lists `explain.html` shows; 0 leaves it out.
     """
 
     name: Literal["next_item"]
@@ -606,6 +607,7 @@ class EvaluationConfig:
     genres: str | None = None
     resamples: int = 0
     tie_orders: int = 0
+    explained_users: int = 0
 
 
 @dataclass(frozen=True)
@@ -621,6 +623,8 @@ class ClickEvaluationConfig:
         cohorts: parts in which the test is also looked at: history_length, recency, popularity,
             repeat, or user.COLUMN and item.COLUMN of the data's features.
         resamples: draws of users behind each interval; 0 gives none.
+        explained_users: a sample whose histories and candidates `explain.html` shows; 0 leaves it
+            out.
     """
 
     name: Literal["clicks"]
@@ -630,6 +634,7 @@ class ClickEvaluationConfig:
     baselines: bool
     cohorts: list[str] = field(default_factory=list)
     resamples: int = 0
+    explained_users: int = 0
 
 
 @dataclass(frozen=True)
@@ -846,6 +851,43 @@ class RecommendConfig:
     seen: Literal["events", "taken"] | None
     at: str | None
     tie_seed: int
+    tracking: TrackingConfig
+    result: str | None
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """Settings of `python -m pipelines.explain`.
+
+    Attributes:
+        run: the id of a tracked run, or "latest".
+        users: ids of the run's store, such as [1,5,7], or a file of them; null draws a sample of
+            histories of all lengths.
+        count: how many users that sample holds; null: 8.
+        k: items of each user's list that are explained.
+        history: the events before the user's first "test" question, whose answer is then explained
+            too, or "all" of them.
+        sample: histories behind what is said of heads: how far back they look, how alike they are.
+        seed: of both samples.
+        titles: a table with the titles of items; null: that of the data, if there is one.
+        titles_key: its column with the item id; null: named as in the log.
+        title: the column with the titles; null: "title" or "name".
+        output: a file for the page, beside the run's artifact; null for none.
+        tracking: where the runs are kept.
+        result: a file for the mean correlations as JSON.
+    """
+
+    run: str
+    users: list[int | str] | str | None
+    count: int | None
+    k: int
+    history: Literal["all", "test"]
+    sample: int
+    seed: int
+    titles: str | None
+    titles_key: str | None
+    title: str | None
+    output: str | None
     tracking: TrackingConfig
     result: str | None
 

@@ -42,6 +42,7 @@ from pipelines.clicks import (
 from pipelines.entry import compose, main
 from pipelines.examining import audited, examined, make_judge
 from pipelines.examining_clicks import examined_clicks
+from pipelines.explaining import explain_sample
 from pipelines.fitting import (
     check_memory,
     choose_rows,
@@ -337,6 +338,7 @@ def train_and_judge(
     else:
         rows = examined(judge, models, tracked, config.data.name)
     report_rows(tracked, rows)
+    explain_sample(title, model, judge, config.data, tracked)
     return rows
 
 

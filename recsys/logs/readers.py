@@ -256,6 +256,16 @@ def read_table(path: str, columns: Mapping[str, str], setting: str) -> pl.DataFr
     return pl.concat(parts, how="vertical_relaxed")
 
 
+def table_columns(path: str, setting: str) -> list[str]:
+    """The columns of a side table.
+
+    Raises:
+        LogError: see `read_table`.
+    """
+    (_, schema), *_ = _scan(path, find_files(path, setting))
+    return list(schema)
+
+
 def _scan(path: str, files: list[Path]) -> list[tuple[pl.LazyFrame, pl.Schema]]:
     """The files of a log or table, once their names and first bytes are checked."""
     formats = {_format_of(file): file for file in files}

@@ -20,6 +20,7 @@ from pipelines.schemas import (
     DataConfig,
     DINConfig,
     EvaluateConfig,
+    ExplainConfig,
     FullSoftmaxConfig,
     GBCEConfig,
     IngestConfig,
@@ -43,6 +44,7 @@ COMMANDS = {
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
     "recommend": RecommendConfig,
+    "explain": ExplainConfig,
     "ui": UIConfig,
 }
 LOG = ["data=log", "data.path=x.csv"]
@@ -78,7 +80,7 @@ def shipped() -> list[tuple[str, str, str]]:
 def test_every_file_we_ship_composes(command: str, group: str, choice: str) -> None:
     overrides = [f"{group}={choice}"]
     overrides += ["data.path=x.csv"] if choice == "log" else []
-    overrides += ["run=latest"] if command in ("evaluate", "recommend") else []
+    overrides += ["run=latest"] if command in ("evaluate", "recommend", "explain") else []
     overrides += ["output=top.parquet"] if command == "recommend" else []
     overrides += ["runs=[latest]"] if command == "compare" else []
     overrides += ["candidate_set.path=x.parquet"] if choice == "given" else []
