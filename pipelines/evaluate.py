@@ -35,6 +35,7 @@ from pipelines.clicks import (
 from pipelines.entry import main
 from pipelines.examining import audited, examined, make_judge, reporting_metric
 from pipelines.examining_clicks import examined_clicks
+from pipelines.explaining import explain_sample
 from pipelines.ingest import make_store
 from pipelines.judging import (
     Judge,
@@ -53,6 +54,7 @@ from pipelines.runs import report_rows, start_run, trained_run
 from pipelines.schemas import (
     ClickEvaluationConfig,
     ClicksConfig,
+    DataConfig,
     EvaluateConfig,
     EvaluationConfig,
     TimeConfig,
@@ -185,7 +187,7 @@ def run(config: EvaluateConfig) -> None:
         models,
         f"evaluate {info.name}",
         {"evaluates": info.run_id},
-        data.name,
+        data,
         started,
     )
 
@@ -264,7 +266,7 @@ def judge_recommendations(config: EvaluateConfig, started: float) -> None:
     models: dict[str, Any] = {name: ranking}
     models |= {baseline.name: baseline for baseline in beside}
     digest = {"recommendations": sha256_of(path)}
-    track(config, judge, models, f"evaluate {path.name}", digest, data.name, started)
+    track(config, judge, models, f"evaluate {path.name}", digest, data, started)
 
 
 def track(
@@ -273,10 +275,11 @@ def track(
     models: dict[str, Any],
     name: str,
     tags: dict[str, str],
-    title: str,
+    data: DataConfig,
     started: float,
 ) -> None:
     """Asks the models, and leaves a run with what they answered."""
+    title = data.name
     tags = {**tags, "store": judge.store.fingerprint, "protocol": judge.protocol}
     with start_run(config, "evaluate", name, tags=tags) as tracked:
         if isinstance(judge, Judge):
@@ -284,6 +287,8 @@ def track(
         else:
             rows = examined_clicks(judge, models, tracked, title)
         report_rows(tracked, rows)
+        if config.run is not None:
+            explain_sample(*next(iter(models.items())), judge, data, tracked)
         text = (
             table(judge, rows, title)
             if isinstance(judge, Judge)

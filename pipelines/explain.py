@@ -118,7 +118,7 @@ def check_settings(config: ExplainConfig) -> None:
     check_result_path(config.result)
     if config.k < 1:
         raise ConfigError(f"k must be at least 1, not {config.k}")
-    if config.sample < 1 or config.seed < 0 or (config.count or 1) < 1:
+    if config.sample < 1 or config.seed < 0 or (config.count is not None and config.count < 1):
         raise ConfigError("sample and count must be at least 1, seed must not be negative")
     if config.users is not None and config.count is not None:
         raise ConfigError(f"count={config.count} is of a sample, users= names them: give one")

@@ -523,9 +523,9 @@ def person_values(person: Person) -> dict[str, Any]:
             item["places_without"] = removal.places_KL[number].tolist()
         item["drops"] = _rounded(removal.drops_KL[number])
         item["correlations"] = [_as_values(one) for one in explanation.correlations(number)]
-        if len(explanation.maps_KML) > 1:
+        if not explanation.layers:
             item["maps"] = _rounded(explanation.maps(number))
-    if len(explanation.maps_KML) == 1:
+    if explanation.layers:
         values["maps"] = _rounded(explanation.maps(0))
     return values
 

@@ -10,6 +10,7 @@ Dimensions: L events in view, K items, M maps, S steps back.
 from __future__ import annotations
 
 import base64
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -211,7 +212,8 @@ def _list(number: int, person: Person, explanation: Explanation) -> str:
     removal = explanation.removal
     lines = []
     for item, asked in enumerate(person.asked):
-        place = ""
+        score = float(removal.scores_K[item])
+        place = f"probability {short_number(1 / (1 + math.exp(-score)))}"
         if removal.places_K is not None:
             found = int(removal.places_K[item])
             place = f"place {found:,}" if found else "no candidate"
@@ -220,7 +222,7 @@ def _list(number: int, person: Person, explanation: Explanation) -> str:
             f"{' checked' if item == 0 else ''}><span>{escape(asked.title)} "
             f'<span class="role">{escape(asked.role)}</span></span>'
             f'<span class="role">{place}</span>'
-            f'<span class="number">score {short_number(float(removal.scores_K[item]))}</span>'
+            f'<span class="number">score {short_number(score)}</span>'
             "</label>"
         )
     return f'<div class="list">{"".join(lines)}</div>'
