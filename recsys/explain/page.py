@@ -386,7 +386,7 @@ def _picture(weights: np.ndarray) -> str:
     png = (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(lines.tobytes(), 9))
+        + chunk(b"IDAT", zlib.compress(lines.tobytes()))
         + chunk(b"IEND", b"")
     )
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -23,8 +23,10 @@ from pipelines.schemas import EvaluateConfig, ExplainConfig, RecommendConfig, Tr
 from pipelines.titles import item_titles
 from pipelines.train import run
 from recsys.explain.attention_weights import NoAttentionError
+from recsys.histories.attributes import attribute_of
 from recsys.histories.clicks import ClickQuestions
 from recsys.histories.store import HistoryStore
+from recsys.histories.vocabulary import Vocabulary
 from recsys.models.next_item.sasrec import SASRec
 from recsys.testing import planted_log
 from tests.pipelines import test_clicks
@@ -283,17 +285,12 @@ def test_a_file_of_users_skips_unknown_ones_and_says_so(
 # --- titles ---
 
 
-def test_titles_come_from_the_data_from_a_table_or_are_ids(trained: tuple[Here, str]) -> None:
+def test_titles_come_from_the_table_of_the_data_or_are_ids(trained: tuple[Here, str]) -> None:
     here, run_id = trained
     one = [f"run={run_id}", "users=[u1]", "sample=2"]
     titles = {e["item"]: e["title"] for e in here.explain(*one)["users"][0]["read"]}
     assert titles.pop("i59", "i59") == "i59"  # the table has none
     assert titles and all(title == f"The {item} <film>" for item, title in titles.items())
-    other = [*one, "titles=other.csv", "titles_key=sku", "title=called"]
-    (here.folder / "other.csv").write_text("sku,called\ni1,One\ni2,\ni1,Two\n,\n")
-    user = here.explain(*other, "users=[long]")["users"][0]
-    titles = {e["item"]: e["title"] for e in user["read"]}
-    assert titles["i1"] == "One" and titles["i2"] == "i2" and titles["i3"] == "i3"
     (here.folder / "items.csv").rename(here.folder / "gone.csv")
     try:
         config = compose("train", TrainConfig, NEXT)
@@ -302,6 +299,33 @@ def test_titles_come_from_the_data_from_a_table_or_are_ids(trained: tuple[Here, 
         assert found.of(np.array([0, 2])) == ["", "i2"] and "no table of items" in found.source
     finally:
         (here.folder / "gone.csv").rename(here.folder / "items.csv")
+
+
+def test_titles_are_found_by_id_or_in_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = replace(compose("train", TrainConfig, NEXT).data, items=None)
+    store, items = HistoryStore.from_lists([[1, 2, 3]]), np.array([1, 2, 3])
+    Path("other.csv").write_text("sku,called\ni1,One\ni2,\ni1,Two\n,\n")
+    found = item_titles(data, store, table="other.csv", key="sku", column="called")
+    assert found.of(items) == ["One", "i2", "i3"]
+    assert found.source == "column 'called' of other.csv"
+    whole = Vocabulary(pl.Series("item", [10, 20, 30]), 1)
+    pl.DataFrame({"item": [20.0, None, 30.0], "name": ["b", "x", "c"]}).write_parquet("n.parquet")
+    numbered = replace(store, item_vocabulary=whole)
+    assert item_titles(data, numbered, table="n.parquet").of(items) == ["10", "b", "c"]
+    title = attribute_of(pl.Series("title", [None, "A", None, "C"]), "")
+    kept = replace(store, attributes={"item.title": title, "user.name": title})
+    assert item_titles(data, kept).of(items) == ["A", "i2", "C"]
+    assert item_titles(data, store).of(items) == ["i1", "i2", "i3"]
+    with pytest.raises(ConfigError, match=r"but 'title'\. Did you mean 'title'"):
+        item_titles(data, kept, column="titel")
+    numbers = replace(store, attributes={"item.price": attribute_of(pl.Series("p", [0.5]), "")})
+    with pytest.raises(ConfigError, match="title=price: the column holds numbers"):
+        item_titles(data, numbers, column="price")
+    with pytest.raises(ConfigError, match="titles_key='sku' says nothing without a table"):
+        item_titles(data, store, key="sku")
 
 
 # --- rankers ---
