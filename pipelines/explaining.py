@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "recsys-explanation", 1
 OF_A_LIST = 3  # items explained for each user, where nobody says how many
 SAMPLE = 256  # histories behind what is said of heads, where nobody says how many
-WEIGHTS_AT_A_TIME = 1 << 22  # of one head
+QUESTIONS_AT_A_TIME = 1024
+EVENTS_OF_A_SAMPLE = 1 << 20  # that a page on the way may have a model read
 
 NOTES = [
     "A map is what one head of the model weighed each event by when it made the scores shown here; "
@@ -120,6 +121,7 @@ def explain_sample(
         titles = item_titles(data, judge.store)
         if isinstance(judge, Judge):
             asked = first_asked(judge.split.test, judge.store)
+            count = affordable(model, asked.ends, count)
             people = explain_lists(
                 model, judge, asked.take(by_length(asked.ends, count, 0)), titles, OF_A_LIST
             )
@@ -128,6 +130,7 @@ def explain_sample(
             test, view = judge.split.test, judge.split.view
             groups = first_candidates(test)
             ends = test.history_ends[[rows[0] for rows in groups]]
+            count = affordable(model, ends, count)
             chosen = [groups[row] for row in by_length(ends, count, 0)]
             people = explain_candidates(
                 model, view, judge.columns, test, chosen, outcomes(test), titles, OF_A_LIST
@@ -143,6 +146,30 @@ def explain_sample(
 
 # ---------------------------------------------------------------------------------------------
 # Whom to explain
+
+
+def affordable(model: Any, ends: np.ndarray, count: int) -> int:
+    """How many histories can be explained in a few seconds: fewer where they are long.
+
+    Args:
+        model: that is asked again without each event.
+        ends: int64 [N], lengths of the histories.
+        count: wanted.
+
+    Raises:
+        NoAttentionError: not even one.
+    """
+    from recsys.explain.attention_weights import NoAttentionError
+
+    longest = int(ends.max(initial=1))
+    longest = max(min(longest, model.max_length or longest), 1)
+    few = EVENTS_OF_A_SAMPLE // longest**2
+    if few == 0:
+        raise NoAttentionError(
+            f"to ask again without each of {longest:,} events takes long; "
+            "python -m pipelines.explain does it"
+        )
+    return min(count, few)
 
 
 def by_length(ends: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -302,12 +329,14 @@ def sum_up_lists(model: Any, store: HistoryStore, asked: Asked) -> Summary:
 
 def _some(ends: np.ndarray, max_length: int | None) -> Iterator[slice]:
     """Rows that go through a model together, their lengths ascending."""
+    from recsys.explain.attention_weights import LARGEST_MAPS
+
     begin = 0
     while begin < len(ends):
         end = begin + 1
         while end < len(ends):
             longest = min(int(ends[end]), max_length or int(ends[end]))
-            if (end + 1 - begin) * longest**2 > WEIGHTS_AT_A_TIME:
+            if (end + 1 - begin) * longest**2 > LARGEST_MAPS:
                 break
             end += 1
         yield slice(begin, end)
@@ -389,11 +418,13 @@ def sum_up_candidates(
     from recsys.explain.summary import summarise
     from recsys.histories.click_batches import click_batch
 
-    attended = attend(
-        model, click_batch(view, questions.take(np.array(rows)), columns, model.max_length)
-    )
-    maps = [attended.maps(row) for row in range(len(rows))]
-    return summarise(map_names(attended.weights), maps)
+    maps, names = [], []
+    for begin in range(0, len(rows), QUESTIONS_AT_A_TIME):
+        some = questions.take(np.array(rows[begin : begin + QUESTIONS_AT_A_TIME]))
+        attended = attend(model, click_batch(view, some, columns, model.max_length))
+        maps += [attended.maps(row) for row in range(len(some))]
+        names = map_names(attended.weights)
+    return summarise(names, maps)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -416,6 +447,8 @@ def _person(
         return zip(store.item_vocabulary.raw(items).to_list(), titles.of(items), strict=True)
 
     asked = [Item(*name, role) for name, role in zip(named(items_K), roles, strict=True)]
+    if found is None:  # who has no history is not asked by the model
+        asked = []
     return Person(raw, list(named(view)), length, asked, found)
 
 
@@ -435,10 +468,11 @@ def make_report(
         summary: of more histories.
         titles: of the items.
     """
-    from recsys.explain import page
+    from recsys.explain.explanation import mean_correlations
+    from recsys.explain.page import page
 
     explained = [person.explanation for person in people if person.explanation is not None]
-    found = page.mean_correlations(people)
+    found = mean_correlations(people)
     lines = in_short(found, len(explained))
     notes = [*NOTES, f"Items are shown by {titles.source}."]
     if explained:
@@ -469,9 +503,7 @@ def make_report(
         },
     }
     correlations = {name: one.value for name, one, _ in found if one.value is not None}
-    return Report(
-        lines, page.page(title, legend, lines, people, summary, notes), values, correlations
-    )
+    return Report(lines, page(title, legend, lines, people, summary, notes), values, correlations)
 
 
 def in_short(found: Sequence[tuple[str, Any, int]], users: int) -> list[str]:

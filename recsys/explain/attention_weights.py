@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from recsys.batch import ClickBatch, HistoryBatch
 
-LARGEST_MAPS = 1 << 28  # numbers, one GB of them: all weights of one batch
+LARGEST_MAPS = 1 << 22  # weights of one head in one forward pass
 
 
 class NoAttentionError(ValueError):

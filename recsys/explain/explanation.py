@@ -5,6 +5,7 @@ Dimensions: L events in view, K items, M maps, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from recsys.batch import ClickBatch, HistoryBatch
 from recsys.explain.attention_weights import Attended, attend, map_names
-from recsys.explain.faithfulness import Correlation, rank_correlation
+from recsys.explain.faithfulness import Correlation, mean_correlation, rank_correlation
 from recsys.explain.removal import Removal, click_removal, in_view, next_item_removal
 
 
@@ -125,6 +126,18 @@ def explain_clicks(model: Any, questions: ClickBatch, max_length: int) -> Explan
     maps_KML = [_all_maps(attended, item)[1] for item in range(len(attended.lengths))]
     mismatch = _apart(attended.output.cpu().numpy(), removal.scores_K)
     return Explanation(_all_maps(attended, 0)[0], np.stack(maps_KML), removal, [], mismatch)
+
+
+def mean_correlations(people: Sequence[Person]) -> list[tuple[str, Correlation, int]]:
+    """Of each map: its name, the mean over each person's first item, and of how many people."""
+    explained = [person.explanation for person in people if person.explanation is not None]
+    if not explained:
+        return []
+    each = [explanation.correlations(0) for explanation in explained]
+    return [
+        (name, *mean_correlation([found[number] for found in each]))
+        for number, name in enumerate(explained[0].names)
+    ]
 
 
 def _all_maps(attended: Attended, row: int) -> tuple[list[str], np.ndarray]:

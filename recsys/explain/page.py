@@ -18,8 +18,8 @@ from html import escape
 
 import numpy as np
 
-from recsys.explain.explanation import Explanation, Person
-from recsys.explain.faithfulness import Correlation, mean_correlation
+from recsys.explain.explanation import Explanation, Person, mean_correlations
+from recsys.explain.faithfulness import Correlation
 from recsys.explain.summary import Summary
 
 STEPS = 50  # back, that the drawing of recency shows
@@ -132,18 +132,6 @@ def page(
         + "\n".join(body)
         + "</body></html>\n"
     )
-
-
-def mean_correlations(people: Sequence[Person]) -> list[tuple[str, Correlation, int]]:
-    """Of each map: its name, the mean over each person's first item, and of how many people."""
-    explained = [person.explanation for person in people if person.explanation is not None]
-    if not explained:
-        return []
-    each = [explanation.correlations(0) for explanation in explained]
-    return [
-        (name, *mean_correlation([found[number] for found in each]))
-        for number, name in enumerate(explained[0].names)
-    ]
 
 
 def short_number(value: float, signed: bool = False) -> str:

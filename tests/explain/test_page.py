@@ -10,8 +10,8 @@ import zlib
 import numpy as np
 import pytest
 
-from recsys.explain.explanation import Explanation, Item, Person
-from recsys.explain.page import _picture, mean_correlations, page
+from recsys.explain.explanation import Explanation, Item, Person, mean_correlations
+from recsys.explain.page import _picture, page
 from recsys.explain.removal import Removal
 from recsys.explain.summary import Summary, summarise
 

@@ -11,18 +11,34 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from pipelines.checking import ConfigError
 from pipelines.entry import compose
 from pipelines.evaluate import run as evaluate
 from pipelines.explain import run as explain
-from pipelines.explaining import Asked, by_length, drawn, explain_lists, first_candidates
+from pipelines.explaining import (
+    Asked,
+    affordable,
+    by_length,
+    drawn,
+    explain_lists,
+    first_candidates,
+    make_report,
+)
 from pipelines.judging import Judge, make_split
 from pipelines.recommend import run as recommend
-from pipelines.schemas import EvaluateConfig, ExplainConfig, RecommendConfig, TrainConfig
+from pipelines.schemas import (
+    EvaluateConfig,
+    EvaluationConfig,
+    ExplainConfig,
+    RecommendConfig,
+    TrainConfig,
+)
 from pipelines.titles import item_titles
 from pipelines.train import run
 from recsys.explain.attention_weights import NoAttentionError
+from recsys.explain.summary import summarise
 from recsys.histories.attributes import attribute_of
 from recsys.histories.clicks import ClickQuestions
 from recsys.histories.store import HistoryStore
@@ -252,22 +268,26 @@ def test_histories_of_one_event_and_of_ten_thousand(trained: tuple[Here, str]) -
     assert "1 event<" in found["page"]
 
 
-def test_nobody_without_history_breaks_the_page(trained: tuple[Here, str]) -> None:
-    from recsys.explain.explanation import Person
-
-    store = HistoryStore.from_lists([[1, 2, 3], [2]], items=5)
+def test_who_has_no_history_breaks_nothing_and_seen_items_have_no_place() -> None:
+    store = HistoryStore.from_lists([[1, 2, 3, 4, 5], [2, 1, 6, 1]], items=9)
     config = compose("train", TrainConfig, NEXT)
-    judge = Judge(store, make_split(config.split, _longer(store)), config.evaluation, True)  # type: ignore[arg-type]
-    model = SASRec(6, 4, width=4).eval()
-    asked = Asked(np.array([0, 1]), np.array([0, 1]), np.array([0, 3]))
+    evaluation = config.evaluation
+    assert isinstance(evaluation, EvaluationConfig)
+    judge = Judge(store, make_split(config.split, store), evaluation, filter_seen=True)
+    torch.manual_seed(0)
+    model = SASRec(10, 4, width=8, initial_scale=1.0).eval()
+    asked = Asked(np.array([0, 1, 0]), np.array([0, 1, 4]), np.array([0, 1, 2]))
     titles = item_titles(replace(config.data, items=None), store)
-    empty, one = explain_lists(model, judge, asked, titles, k=2)
-    assert isinstance(empty, Person) and empty.explanation is None and empty.events == []
+    empty, one, several = explain_lists(model, judge, asked, titles, k=3)
+    assert empty.explanation is None and empty.events == empty.asked == []
     assert one.explanation is not None and [raw for raw, _ in one.events] == ["i2"]
-
-
-def _longer(store: HistoryStore) -> HistoryStore:
-    return HistoryStore.from_lists([[1, 2, 3, 4]] * store.users, items=5)
+    assert several.explanation is not None and len(several.asked) == 4
+    assert not {item.raw for item in several.asked[:3]} & {"i1", "i2", "i3", "i4"}
+    assert several.explanation.removal.places_K is not None
+    assert several.explanation.removal.places_K.tolist() == [1, 2, 3, 0]
+    assert several.asked[3].role == "came next"
+    report = make_report("t", "l", [empty, one, several], summarise(["a"], []), titles)
+    assert report.page.count("<article") == 3 and "no candidate" in report.page
 
 
 def test_a_file_of_users_skips_unknown_ones_and_says_so(
@@ -353,7 +373,7 @@ def test_lists_of_a_ranker_and_somebody_who_took_nothing(ranker: tuple[Here, str
     here, run_id = ranker
     found = here.explain(f"run={run_id}", "users=[u3,u5]", "history=all", "k=3")
     nobody, other = found["users"]
-    assert nobody["user"] == "u3" and nobody["events"] == 0 and "drops" not in nobody["items"][0]
+    assert nobody["user"] == "u3" and nobody["events"] == 0 and nobody["items"] == []
     assert "there is nothing to explain" in found["page"]
     settings = [f"run={run_id}", "k=3", "output=top.parquet"]
     recommend(compose("recommend", RecommendConfig, settings))
@@ -396,6 +416,16 @@ def test_samples_are_seeded_and_hold_all_lengths() -> None:
     for sample in (by_length, drawn):
         with pytest.raises(NoAttentionError, match="all of the 3 histories are empty"):
             sample(np.zeros(3, dtype=np.int64), 2, 0)
+
+
+def test_long_histories_are_explained_for_fewer_people() -> None:
+    model = SASRec(5, 2000, width=4)
+    assert affordable(model, np.array([200, 10]), 8) == 8
+    assert affordable(model, np.array([500, 10]), 8) == 4
+    assert affordable(SASRec(5, 200, width=4), np.array([10_000]), 8) == 8
+    assert affordable(model, np.zeros(2, dtype=np.int64), 8) == 8
+    with pytest.raises(NoAttentionError, match=r"without each of 2,000 events takes long; python"):
+        affordable(model, np.array([10_000]), 8)
 
 
 # --- what is refused ---
