@@ -332,7 +332,9 @@ def test_titles_are_found_by_id_or_in_the_store(
     assert found.of(items) == ["One", "i2", "i3"]
     assert found.source == "column 'called' of other.csv"
     whole = Vocabulary(pl.Series("item", [10, 20, 30]), 1)
-    pl.DataFrame({"item": [20.0, None, 30.0], "name": ["b", "x", "c"]}).write_parquet("n.parquet")
+    pl.DataFrame({"item": [20.0, None, 30.0, 10.0], "name": ["b", "x", "c", " "]}).write_parquet(
+        "n.parquet"
+    )
     numbered = replace(store, item_vocabulary=whole)
     assert item_titles(data, numbered, table="n.parquet").of(items) == ["10", "b", "c"]
     title = attribute_of(pl.Series("title", [None, "A", None, "C"]), "")
