@@ -2,7 +2,8 @@ r"""Search settings of train on validation; the winner is refitted and tested on
 
 Examples:
   python -m pipelines.tune study=first experiment=sasrec_ml100k
-  python -m pipelines.tune study=first experiment=sasrec_ml100k trials=40
+  python -m pipelines.tune study=more experiment=sasrec_ml100k test=false
+  python -m pipelines.tune study=more experiment=sasrec_ml100k trials=40
   python -m pipelines.tune study=wide experiment=sasrec_ml1m test=false \
       space.model.heads.choices=[1,2,4] ~space.model.dropout
   python -m pipelines.tune study=clicks experiment=din_ml1m space=din
