@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError, nearest
+from pipelines.class_paths import check_consent
 from pipelines.entry import main
 from pipelines.explaining import (
     Asked,
@@ -66,14 +67,16 @@ def run(config: ExplainConfig) -> None:
     from recsys.training.saved_model import load_model, read_description
 
     info, trained = trained_run(config.run, config.tracking)
+    named = f"run {info.run_id} ('{info.name}')"
+    check_consent(trained, config.trusted_modules, named, data=True)
     folder = info.model()
     described = read_description(folder)
     name = described["name"]
-    model, _ = load_model(folder)
+    model, _ = load_model(folder, config.trusted_modules)
     try:
         check_attention(model, name)
     except NoAttentionError as error:
-        raise ConfigError(f"run {info.run_id} ('{info.name}'): {error}") from error
+        raise ConfigError(f"{named}: {error}") from error
     store = open_store(
         make_store(trained.data, lambda made: check_vocabulary(described, made.item_vocabulary))
     )

@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from pipelines.class_paths import check_consent
 from pipelines.entry import main
 from pipelines.judging import say
 from pipelines.runs import trained_run
@@ -39,8 +40,10 @@ def run(config: ExportConfig) -> None:
     output = Path(config.output).expanduser()
     check_output(output, config.format)
     info, trained = trained_run(config.run, config.tracking)
+    named = f"run {info.run_id} ('{info.name}')"
+    check_consent(trained, config.trusted_modules, named, data=False)
     folder = info.model()
-    model, described = load_model(folder)
+    model, described = load_model(folder, config.trusted_modules)
     if isinstance(trained.questions, ClicksConfig):
         from recsys.histories.features import FittedFeatures
 
@@ -50,7 +53,7 @@ def run(config: ExportConfig) -> None:
         )
     else:
         program = export_next_item(model)
-    say(f"{described['name']} of run {info.run_id} ('{info.name}'): tracing …")
+    say(f"{described['name']} of {named}: tracing …")
     beside = write_program(program, output, config.format, described)
     for name, of in program.inputs.items():
         say(f"  {name}: {of['type']} [{', '.join(map(str, of['dimensions']))}]")

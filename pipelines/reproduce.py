@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
+from pipelines.class_paths import check_trusted, class_paths
 from pipelines.clicks import RANKERS
 from pipelines.compare import usual_metric
 from pipelines.entry import main
@@ -106,6 +107,8 @@ def run(config: ReproduceConfig) -> int:
         raise ConfigError(
             f"run {info.run_id} ('{info.name}') is {info.status}: it has no numbers to come to"
         )
+    named = f"run {info.run_id} ('{info.name}')"
+    check_trusted(class_paths(trained), config.trusted_modules, named)
     code = other_code(info.tags)
     if code and config.commit == "refuse":
         raise ConfigError(

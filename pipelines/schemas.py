@@ -924,6 +924,7 @@ class ReproduceConfig:
         elsewhere: compare as on another machine: the headline metric, not the digits.
         tracking: where the run is kept.
         result: a file for the final table as JSON.
+        trusted_modules: packages beside recsys whose code the run may use, such as [mypackage].
     """
 
     run: str
@@ -931,6 +932,7 @@ class ReproduceConfig:
     elsewhere: bool
     tracking: TrackingConfig
     result: str | None
+    trusted_modules: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -1069,12 +1071,14 @@ class ExportConfig:
         output: the file: .onnx or .pt2, as the format says.
         format: "onnx", or "torch" for a program of torch.export.
         tracking: where the run is kept.
+        trusted_modules: packages beside recsys whose code the run may use, such as [mypackage].
     """
 
     run: str
     output: str
     format: Literal["onnx", "torch"]
     tracking: TrackingConfig
+    trusted_modules: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -1097,6 +1101,7 @@ class ExplainConfig:
         output: a file for the page, beside the run's artifact; null for none.
         tracking: where the runs are kept.
         result: a file for the mean correlations as JSON.
+        trusted_modules: packages beside recsys whose code the run may use, such as [mypackage].
     """
 
     run: str
@@ -1112,6 +1117,7 @@ class ExplainConfig:
     output: str | None
     tracking: TrackingConfig
     result: str | None
+    trusted_modules: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
