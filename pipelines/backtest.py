@@ -111,13 +111,14 @@ def run(config: BacktestConfig) -> None:
                 frames["frozen"] = answers_of(judge, first_run, trusted)
             windows.append(window_of(judge, frames, rows, metric, config.evaluation.resamples))
             report_window(tracked, windows[-1], number, metric)
-        text = in_text(windows, metric, config.data.name)
+        protocol = f"test/{jobs[-1].protocol}, in the last window {jobs[-1].legend}"
+        text = in_text(windows, metric, config.data.name, protocol)
         tracked.artifact_text("table.txt", text + "\n")
         tracked.artifact_json("backtest.json", without_nan([asdict(w) for w in windows]))
         tracked.figure("figures/staleness.png", staleness(windows, metric))
         seconds = time.perf_counter() - started
         tracked.metrics({"cost/seconds": seconds}, 0)
-        tell_tested(tracked, windows, metric, config.data.name, f"{seconds:.0f} s")
+        tell_tested(tracked, windows, metric, config.data.name, protocol, f"{seconds:.0f} s")
         found = [
             {"model": window.title, "metrics": numbers_of(window, metric)} for window in windows
         ]
@@ -247,12 +248,13 @@ def report_window(tracked: Any, window: Window, number: int, metric: str) -> Non
     tracked.metrics({file_name(name): value for name, value in numbers.items()}, number)
 
 
-def in_text(windows: list[Window], metric: str, title: str) -> str:
+def in_text(windows: list[Window], metric: str, title: str, protocol: str) -> str:
     """The table for the terminal."""
     from recsys.evaluation.report import table_text
 
     rows, columns = side_by_side(windows, metric)
-    return table_text(rows, f"{title} · back-test, {len(windows)} windows\n", columns)
+    heading = f"{title} · back-test, {len(windows)} windows\n({protocol})\n"
+    return table_text(rows, heading, columns)
 
 
 def side_by_side(windows: list[Window], metric: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -272,7 +274,12 @@ def side_by_side(windows: list[Window], metric: str) -> tuple[list[dict[str, Any
 
 
 def tell_tested(
-    tracked: TrackedRun, windows: list[Window], metric: str, title: str, cost: str
+    tracked: TrackedRun,
+    windows: list[Window],
+    metric: str,
+    title: str,
+    protocol: str,
+    cost: str,
 ) -> None:
     """Has the run's page, and the table of runs, say what was found."""
     newest = windows[-1]
@@ -292,6 +299,7 @@ def tell_tested(
                 f"**{plain(headline)}** in the last of {len(windows)} windows. {plain(against)}",
                 "",
                 f"* **Data:** {plain(title)}; each window's trainings are runs below this one",
+                f"* **Protocol:** {plain(protocol)}",
                 "* **Retrained:** on what came before the window. **Frozen:** the first model",
                 f"* **Cost:** {plain(cost)}",
                 "",

@@ -57,6 +57,8 @@ def test_each_window_has_a_model_trained_just_before(place: Place) -> None:
         ).fetchone()
     assert children == (2,)
     assert "lost by age" in done.stdout
+    table = (artifacts(place, result["run_id"]) / "table.txt").read_text()
+    assert "\n(test/time-" in table and "whole catalogue ranked" in table
 
 
 def test_the_frozen_model_alone_is_trained_once(place: Place) -> None:
