@@ -109,7 +109,9 @@ def test_the_principal_plane_is_that_of_a_decomposition() -> None:
     _, sizes, directions = np.linalg.svd(centred_VD, full_matrices=False)
     np.testing.assert_allclose(np.abs(places_V2), np.abs(centred_VD @ directions[:2].T))
     np.testing.assert_allclose(shares, (sizes**2 / (sizes**2).sum())[:2])
-    # The same picture whichever way the decomposition points.
+    # Which way is up: the largest weight of each direction is positive.
+    weights_D2 = centred_VD.T @ places_V2
+    assert (weights_D2[np.abs(weights_D2).argmax(0), [0, 1]] > 0).all()
     mirrored, _ = principal_plane(vectors_VD[::-1])
     np.testing.assert_allclose(mirrored[::-1], places_V2)
     flat, shares = principal_plane(np.ones((4, 1)))
