@@ -22,6 +22,7 @@ from pipelines.ingest import make_store
 from pipelines.schemas import IngestConfig, RecommendConfig, TrainConfig
 from recsys.testing import NextItemLaws
 from tests.pipelines.conftest import CHECKOUT, Place
+from tests.pipelines.test_train import model_folder
 
 PAGE = (CHECKOUT / "docs" / "extending.md").read_text(encoding="utf-8")
 QUICK = ["trainer.max_epochs=2", "trainer.tokens_per_batch=600", "trainer.learning_rate=0.01"]
@@ -186,9 +187,36 @@ def test_everything_of_one_s_own_trains(shop: Place, trained: dict[str, Any]) ->
     accuracy = page[page.index("Accuracy") : page.index("Beyond accuracy")]
     assert "patience@10" in accuracy and "patience@5" in accuracy
     assert "patience" not in page[page.index("Beyond accuracy") :]
-    described = json.loads((folder / "model" / "model.json").read_text())
+    model = model_folder(shop, trained["run_id"])
+    described = json.loads((model / "model.json").read_text())
     assert described["class"] == "shop.models.GRU" and described["arguments"]["width"] == 32
     assert described["arguments"].keys() == {"catalogue_size", "width"}
+
+
+ASK_ELSEWHERE = """
+import importlib.util, sys
+assert importlib.util.find_spec("shop") is None
+import mlflow.pyfunc, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
+table = pandas.DataFrame({"history": [["i1", "i2", "never sold"], []]})
+print(model.predict(table, params={"k": 3})[["model", "unknown"]].values.tolist())
+import shop.models
+print(shop.models.__file__)
+"""
+
+
+def test_the_mlflow_model_brings_the_package_along(
+    shop: Place, trained: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = model_folder(shop, trained["run_id"])
+    elsewhere = Place(tmp_path, python_path="")
+    done = elsewhere.python(
+        "-c", ASK_ELSEWHERE, str(folder), MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false"
+    )
+    assert done.returncode == 0, done.stderr
+    answer, origin = done.stdout.splitlines()
+    assert answer == "[['GRU', 1], ['Popularity', 0]]"
+    assert Path(origin).is_relative_to(folder / "code")
 
 
 # The page's other commands, in one process, which saves their starts.
