@@ -5,8 +5,8 @@ it names, through Hydra's compose API (which, unlike `hydra.main`, leaves nothin
 directory), and reach `run` as one checked dataclass.
 
 Exit codes: 0 done, 1 the machine refused (disk full, no permission), 2 a wrong setting or input,
-3 a decision against (promote), 130 Ctrl-C. Hydra is imported late: nothing heavy stands between a
-user and `--help`.
+3 a decision against (promote, reproduce), 130 Ctrl-C. Hydra is imported late: nothing heavy stands
+between a user and `--help`.
 """
 
 from __future__ import annotations

@@ -256,7 +256,9 @@ def judge_recommendations(config: EvaluateConfig, started: float) -> None:
             "system was trained on; leave it out"
         )
     if config.trusted_modules:
-        raise ConfigError("trusted_modules= is about code that a run names: it goes with run=")
+        raise ConfigError(
+            "trusted_modules= is about code that a run names: it goes with run= or model="
+        )
     if config.candidate_set.name != "full":
         raise ConfigError(
             f"candidate_set={config.candidate_set.name} does not go with recommendations=, whose "
@@ -330,7 +332,7 @@ def track(
             report = examined_clicks(judge, models, tracked, title)
         rows = report.rows
         report_rows(tracked, rows)
-        if config.run is not None:
+        if config.recommendations is None:
             explain_sample(*next(iter(models.items())), judge, data, tracked)
         text = (
             table(judge, rows, title)

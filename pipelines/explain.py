@@ -46,6 +46,7 @@ from pipelines.people import known_ids
 from pipelines.result import check_result_path, write_result
 from pipelines.runs import start_run, trained_run
 from pipelines.schemas import ClicksConfig, EvaluationConfig, ExplainConfig, TrainConfig
+from pipelines.story import link, plain
 from pipelines.titles import Titles, item_titles
 from pipelines.ui import how_to_open
 
@@ -89,6 +90,16 @@ def run(config: ExplainConfig) -> None:
     tags = {"explains": info.run_id, "store": store.fingerprint}
     with start_run(config, "explain", f"explain {info.name}", tags=tags) as tracked:
         report.keep(tracked)
+        tracked.describe(
+            "\n\n".join(
+                [
+                    *(plain(line) for line in report.lines),
+                    f"Explains: {plain(named)}",
+                    f"Worth opening: {link(tracked, 'explain.html')}",
+                ]
+            )
+        )
+        tracked.tag("headline", f"{name}, attention beside score drops")
         tracked.metrics(
             {f"rank_correlation/{n}": value for n, value in report.correlations.items()}, 0
         )

@@ -31,7 +31,7 @@ from pipelines.examining import metric_title
 from pipelines.judging import say, share
 from pipelines.paths import tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
-from pipelines.runs import registered, start_run, trained_run
+from pipelines.runs import find_run, registered, start_run, trained_run
 from pipelines.schemas import PromoteConfig
 from pipelines.ui import how_to_open
 
@@ -63,6 +63,7 @@ def run(config: PromoteConfig) -> int:
     if champion is not None and champion.run_id == info.run_id:
         write_result(config.result, run_id=None, seconds=0, rows=[], promoted=True)
         say(f"{champion} is the champion of {config.name} already: run {info.run_id}")
+        say(how_to_open(info.run_id, config.tracking.uri))
         return 0
     asked, legend = whose_answers(config, info, champion)
     metric = config.metric or usual_metric(asked.challenger)
@@ -108,6 +109,8 @@ def run(config: PromoteConfig) -> int:
             name = f"difference/champion/{metric}"
             tracked.metrics({name: overall.ahead, f"{name}/low": overall.bound}, 0)
         tracked.describe(in_markdown(decision, against, outcome))
+        tracked.tag("headline", f"{version} {'promoted' if decision.promoted else 'refused'}")
+        tracked.tag("against", against)
         tracked.artifact_text("promote.txt", text + "\n")
         tracked.artifact_json("promote.json", without_nan(report))
         tracked.artifact_text("promote.html", in_html(decision, against, outcome, legend))
@@ -196,7 +199,7 @@ def whose_answers(
         sides[champion.run_id] = load_run(info.uri, champion.run_id)
     given: dict[str, RunInfo] = {}
     for name in config.answers:
-        answers = load_run(info.uri, name)
+        answers = find_run(name, config.tracking.uri)
         side = answers.tags.get("evaluates", "")
         if side not in sides:
             whose = " and ".join(sides)

@@ -22,16 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
 from pipelines.class_paths import check_trusted, class_paths
-from pipelines.clicks import RANKERS
 from pipelines.compare import usual_metric
 from pipelines.entry import main
 from pipelines.ingest import make_store
 from pipelines.judging import file_name, interval_text, say, share
 from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, without_nan, write_result
-from pipelines.runs import start_run, trained_run
+from pipelines.runs import find_run, name_dataset, start_run, trained_run
 from pipelines.schemas import ReproduceConfig, TrainConfig
-from pipelines.train import click_job, next_item_job, tracked_training
+from pipelines.train import job, tracked_training
 from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
@@ -119,19 +118,18 @@ def run(config: ReproduceConfig) -> int:
     before = tested(info)
     check_store(info, trained)
     tracking = replace(config.tracking, experiment=info.experiment)
-    trained = replace(trained, resume=None, result=None, tracking=tracking)
+    trained = replace(trained, resume=None, result=None, register=None, tracking=tracking)
     same_threads(info.tags)
-    judge = click_job(trained) if trained.model.name in RANKERS else next_item_job(trained)
+    judge = job(trained)
     tags = {"reproduces": info.run_id}
     own = {**tags, "store": judge.store.fingerprint, "protocol": judge.protocol}
     config = replace(config, tracking=tracking)
     with start_run(config, "reproduce", f"reproduce {info.name}", tags=own) as tracked:
+        name_dataset(tracked, trained.data, judge, "training")
         again_id, _, _ = tracked_training(
             trained, judge, None, None, started, parent=tracked.run_id, tags=tags
         )
-        from recsys.tracking.run import load_run
-
-        after = tested(load_run(tracked.uri, again_id))
+        after = tested(find_run(again_id, config.tracking.uri))
         verdict = compared(before, after, same_machine=not machine and not config.elsewhere)
         text = in_text(info, verdict, code, machine)
         tracked.tag("reproduced", str(verdict.reproduced).lower())
@@ -148,6 +146,8 @@ def run(config: ReproduceConfig) -> int:
         }
         tracked.artifact_json("reproduce.json", without_nan(report))
         tracked.describe(text.replace("\n", "\n\n"))
+        tracked.tag("headline", "reproduced" if verdict.reproduced else "not reproduced")
+        tracked.tag("against", f"run {info.run_id} ('{info.name}')")
         seconds = time.perf_counter() - started
         rows = [{"model": m, "metrics": found} for m, found in after.metrics.items()]
         write_result(

@@ -861,6 +861,8 @@ class TuneConfig(TrainConfig):
         result: a file for the table as JSON.
         plan: not of use here.
         refit: not of use here: the winner is refitted for the epochs that its trial found.
+        register: not of use here: promote takes the winner's run.
+        trusted_modules: not of use here.
         space: what is searched.
         study: its name; a study of that name goes on.
         trials: how many there are in the end, those of an earlier call among them.

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from pipelines.clicks import ClickJudge, click_columns
-from pipelines.examining import Report, metric_title, reporting_metric
+from pipelines.examining import Report, metric_title
 from pipelines.judging import Judge, about_intervals, share, shown, table_columns
+from pipelines.runs import headline_metric
 
 if TYPE_CHECKING:
     from recsys.tracking.run import TrackedRun
@@ -86,14 +87,9 @@ def about(judge: Judge | ClickJudge, title: str) -> list[str]:
     ]
 
 
-def main_metric(judge: Judge | ClickJudge) -> str:
-    """The metric that a run is known by."""
-    return reporting_metric(judge.evaluation.ks) if isinstance(judge, Judge) else "auc"
-
-
 def headline(judge: Judge | ClickJudge, report: Report) -> str:
     """The main metric of the first model, with its interval where there is one."""
-    metric = main_metric(judge)
+    metric = headline_metric(judge.evaluation)
     value = shown(report.rows[0])[judge.name("test", metric)]
     text = value if isinstance(value, str) else share(value)
     return f"{metric_title(metric)} {text}"
@@ -111,7 +107,7 @@ def tell(
     tracked.tag("headline", headline(judge, report))
     if report.sentinel:
         tracked.tag("against", report.sentinel[0])
-    tracked.columns([judge.name("test", main_metric(judge))])
+    tracked.columns([judge.name("test", headline_metric(judge.evaluation))])
 
 
 def bold_warning(line: str) -> str:

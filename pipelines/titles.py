@@ -80,6 +80,8 @@ def _from_store(store: HistoryStore, column: str | None) -> Titles:
         return _ids_alone(store)
     attribute = store.attributes[f"item.{chosen}"]
     if attribute.values is None or attribute.codes is None or attribute.offsets is not None:
+        if column is None:
+            return _ids_alone(store)
         raise ConfigError(f"title={chosen}: the column holds {attribute.form}, not one text each")
     import polars as pl
 

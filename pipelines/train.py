@@ -117,7 +117,7 @@ def run(config: TrainConfig) -> None:
         )
     check_kinds(config)
     check_trainer(config)
-    judge = click_job(config) if config.model.name in RANKERS else next_item_job(config)
+    judge = job(config)
     if config.plan:
         say_plan(config, judge)
         return
@@ -221,6 +221,11 @@ def final_table(judge: Judge | ClickJudge, rows: list[dict[str, Any]], title: st
     if isinstance(judge, Judge):
         return table(judge, rows, title)
     return click_table(judge, rows, title)
+
+
+def job(config: TrainConfig) -> Judge | ClickJudge:
+    """The questions of a model, once everything about the settings has been checked."""
+    return click_job(config) if config.model.name in RANKERS else next_item_job(config)
 
 
 def next_item_job(config: TrainConfig) -> Judge:

@@ -32,22 +32,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError, hints_of, nearest
-from pipelines.clicks import RANKERS, ClickJudge, check_kinds, check_regularisers
+from pipelines.clicks import ClickJudge, check_kinds, check_regularisers
 from pipelines.entry import as_overrides, choices, compose, in_hydra, main
 from pipelines.fitting import SMALLER_IS_BETTER, fit_model, make_objective
 from pipelines.judging import Judge, say, share
-from pipelines.paths import cache_dir, tracking_uri
+from pipelines.paths import cache_dir, outbox_dir, tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
-from pipelines.runs import start_run
+from pipelines.runs import name_dataset, start_run
 from pipelines.schemas import OwnModelConfig, SearchConfig, TrainConfig, TuneConfig
+from pipelines.story import image
 from pipelines.train import (
     Book,
     check_trainer,
-    click_job,
     final_table,
     flat,
+    job,
     model_title,
-    next_item_job,
     run_folder,
     tracked_training,
     untrained,
@@ -89,6 +89,7 @@ def run(config: TuneConfig) -> None:
             return
         with parent_run(config, judge, study) as tracked:
             say(f"run {tracked.run_id} (study {config.study}: {len(ended(study))} trials before)")
+            name_dataset(tracked, config.data, judge, "tuning")
             search(config, base, judge, study, space, tracked)
             best = best_trial(study, config)
             found = in_text(study, config)
@@ -100,6 +101,7 @@ def run(config: TuneConfig) -> None:
                 winner_id, rows, _ = tracked_training(
                     winner, asked, None, None, started, parent=tracked.run_id
                 )
+                study.set_user_attr("tested", winner_id)  # at once: it is tested once
                 tracked.tag("winner", winner_id)
                 tracked.metrics(rows[0]["metrics"], 0)
                 found += "\n\n" + final_table(asked, rows, config.data.name)
@@ -116,8 +118,6 @@ def run(config: TuneConfig) -> None:
                 trials=trial_table(study).to_dicts(),
                 best=best.params | {"epoch": best.user_attrs["best_epoch"], "value": best.value},
             )
-        if config.test:
-            study.set_user_attr("tested", winner_id)
     say("")
     say(found)
     say(f"\n{seconds:.0f} s. The run in the MLflow UI:")
@@ -137,10 +137,16 @@ def check(config: TuneConfig, base: TrainConfig) -> None:
         ConfigError: naming the setting.
     """
     check_kinds(base)
-    of_train = {"plan": config.plan, "resume": config.resume, "refit": config.refit}
-    instead = {"plan": "", "resume": ": the same study= goes on", "refit": ": the winner is"}
-    for name in (name for name, value in of_train.items() if value):
-        raise ConfigError(f"{name}= is of train, not of tune{instead[name]}")
+    of_train = {
+        "plan": "",
+        "resume": ": the same study= goes on",
+        "refit": ": the winner is",
+        "register": ": python -m pipelines.promote takes the winner's run",
+        "trusted_modules": ": what this command line names is trusted already",
+    }
+    for name, instead in of_train.items():
+        if getattr(config, name):
+            raise ConfigError(f"{name}= is of train, not of tune{instead}")
     check_trainer(base)
     if not re.fullmatch(r"[^\W_][\w.-]*", config.study):
         raise ConfigError(
@@ -258,11 +264,6 @@ def winner_config(config: TuneConfig, base: TrainConfig, best: FrozenTrial) -> T
     stops where the trial was best, with the same learning rates up to there.
     """
     return replace(trial_config(base, best.params), refit=int(best.user_attrs["best_epoch"]))
-
-
-def job(config: TrainConfig) -> Judge | ClickJudge:
-    """The questions."""
-    return click_job(config) if config.model.name in RANKERS else next_item_job(config)
 
 
 # --- the study ---
@@ -411,9 +412,12 @@ def parent_run(config: TuneConfig, judge: Judge | ClickJudge, study: Study) -> I
     Raises:
         ConfigError: the run is not in this tracking store.
     """
+    from recsys.tracking.outbox import delivered_as, is_waiting
     from recsys.tracking.run import TrackingError, end_open_children
 
     before = study.user_attrs.get("run")
+    if before is not None:  # it may have waited for its server, and got another id there
+        before = delivered_as(outbox_dir(), before)
     title = config.name or f"tune {model_title(config)} {config.data.name}"
     tags = {
         "study": config.study,
@@ -422,7 +426,7 @@ def parent_run(config: TuneConfig, judge: Judge | ClickJudge, study: Study) -> I
         "seed": str(config.seed),
     }
     try:
-        if before is not None:
+        if before is not None and not is_waiting(outbox_dir(), before):
             end_open_children(config.tracking.uri or tracking_uri(), before)
         tracked = start_run(config, "tune", title, tags=tags, run_id=before)
     except TrackingError as error:
@@ -749,7 +753,10 @@ def report_study(config: TuneConfig, study: Study, tracked: TrackedRun) -> None:
             }
         ),
     )
-    tracked.describe(description(config, study, weights))
+    figures = ["figures/importance.png"] * bool(weights) + ["figures/parallel_coordinates.png"]
+    shown = "\n\n".join(image(tracked, name) for name in figures)
+    tracked.describe(f"{description(config, study, weights)}\n\n{shown}")
+    tracked.tag("headline", f"best of {len(ended(study))}: {metric} {share(best.value or 0)}")
 
 
 def description(config: TuneConfig, study: Study, weights: Mapping[str, float]) -> str:

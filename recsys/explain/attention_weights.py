@@ -92,7 +92,8 @@ def check_attention(model: object, name: str) -> None:
     if not has_attention(model):
         raise NoAttentionError(
             f"{name} has no attention to explain; models that have: SASRec (model=sasrec) for the "
-            "next item, DIN (model=din) for clicks"
+            "next item, DIN (model=din) for clicks, and those of one's own whose forward takes "
+            "weights"
         )
 
 
@@ -105,7 +106,8 @@ def attend(model: Any, batch: HistoryBatch | ClickBatch) -> Attended:
         batch: the histories, or the questions of a ranker.
 
     Raises:
-        NoAttentionError: the weights of so long a history do not fit into memory.
+        NoAttentionError: the model gives no weights, or those of so long a history do not fit into
+            memory.
     """
     assert not model.training
     device = next(model.parameters()).device
@@ -119,7 +121,14 @@ def attend(model: Any, batch: HistoryBatch | ClickBatch) -> Attended:
     weights: list[Tensor] = []
     batch = batch.to(device)
     output: Tensor = model(batch, weights)
-    assert weights and all(layer.shape[0] == rows for layer in weights)
+    if not weights or not all(
+        isinstance(layer, Tensor) and layer.ndim in (3, 4) and layer.shape[0] == rows
+        for layer in weights
+    ):
+        raise NoAttentionError(
+            f"{type(model).__name__}.forward takes weights and does not fill the list with one "
+            "tensor [B, H, L, L] or [B, H, L] a layer"
+        )
     if isinstance(batch, HistoryBatch):
         newest_B = (batch.lengths_B.cumsum(0) - 1).clamp(min=0)
         hidden_TD = output if len(output) else output.new_zeros(1, output.shape[1])

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recsys.tracking.outbox import MODEL, Outbox, OutboxError, delivered_as, is_waiting
+from recsys.tracking.outbox import (
+    MODEL,
+    Outbox,
+    OutboxError,
+    delivered_as,
+    delivered_runs,
+    is_waiting,
+)
 from recsys.tracking.processes import is_gone
 from recsys.tracking.run import (
     CLOSED_TAG,
@@ -90,9 +97,11 @@ def deliver(folder: Path, uri: str) -> Delivered:
         run_id = outbox.waiting.run_id
         assert run_id is not None
         with _store_errors(uri, f"deliver run {run_id}"):
-            _get_run(client, uri, run_id)  # a deleted one is said so
+            run = _get_run(client, uri, run_id)  # a deleted one is said so
+        renamed = {**delivered_runs(folder.parent), folder.name: run_id}
         there: dict[tuple[int, str], set[tuple[int, str]]] = {}
         for number, operation in _in_batches(outbox.operations(), outbox.waiting.delivered):
+            operation = _with_ids(operation, renamed, run.info.experiment_id)
             if operation["do"] == "artifact":
                 name = operation["name"]
                 send_file(client, uri, run_id, name, outbox.artifact_path(name))
@@ -106,6 +115,20 @@ def deliver(folder: Path, uri: str) -> Delivered:
             outbox.note(delivered=number)
         outbox.remove()
     return Delivered(run_id, folder.name, waiting.name, status)
+
+
+def _with_ids(
+    operation: dict[str, Any], renamed: Mapping[str, str], experiment_id: str
+) -> dict[str, Any]:
+    """An operation whose text names runs, and pages of them, as the server does."""
+    text_of = {"tag": "value", "model": "description"}
+    if (key := text_of.get(operation["do"])) is None:
+        return operation
+    text = operation[key]
+    for old, new in renamed.items():
+        text = text.replace(f"experiments//runs/{old}", f"experiments/{experiment_id}/runs/{new}")
+        text = text.replace(old, new)
+    return {**operation, key: text}
 
 
 def _run_on_server(client: MlflowClient, uri: str, outbox: Outbox) -> str:

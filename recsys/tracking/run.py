@@ -68,8 +68,10 @@ Each run is judged beside baselines on the same questions. *Model training*, top
 table of runs; **recsys** among the *Views*, top right, its columns.
 
 * A run of **train** holds a model, one of **evaluate** the answers of a model or of another \
-system's lists, **compare** holds runs against each other question by question, **backtest** holds \
-trainings at several cuts in time.
+system's lists, **compare** holds runs against each other question by question, **backtest** and \
+**tune** stand above trainings at several cuts in time and above **trial** runs, **reproduce** above \
+a training made again, **promote** decides about a version in the registry, **explain** holds a page \
+of attention.
 * A metric's name is *stage / protocol / metric*: numbers of different protocols, or of different \
 data sets, answer different questions. `headline` is the first model's main metric with its 95 % \
 interval, `against` how it stands against the strongest baseline; `versus/…` are the baselines' \
@@ -640,6 +642,7 @@ class TrackedRun:
                 )
             outbox.note(uri=server_name(self.uri))
         self._outbox = outbox
+        self._began = waiting.start_time
         self._start.say(f"run {self.run_id} waits in {outbox.folder}, and goes on there")
 
     # -- the end
@@ -779,8 +782,13 @@ def send_model(
         logged = _logged_model(client, run_id)
         if logged is None:
             said = operation["description"]
-            logged = client.create_logged_model(
-                client.get_run(run_id).info.experiment_id,
+            experiment_id = client.get_run(run_id).info.experiment_id
+            # One that was made before the answer, or the process, was lost.
+            made = client.search_logged_models(
+                [experiment_id], f"source_run_id = '{run_id}'", max_results=1
+            )
+            logged = next(iter(made), None) or client.create_logged_model(
+                experiment_id,
                 MODEL,
                 run_id,
                 tags={NOTE_TAG: said} if said else None,
