@@ -69,9 +69,9 @@ table of runs; **recsys** among the *Views*, top right, its columns.
 
 * A run of **train** holds a model, one of **evaluate** the answers of a model or of another \
 system's lists, **compare** holds runs against each other question by question, **backtest** and \
-**tune** stand above trainings at several cuts in time and above **trial** runs, **reproduce** above \
-a training made again, **promote** decides about a version in the registry, **explain** holds a page \
-of attention.
+**tune** stand above trainings at several cuts in time and above **trial** runs, **reproduce** \
+above a training made again, **promote** decides about a version in the registry, **explain** \
+holds a page of attention.
 * A metric's name is *stage / protocol / metric*: numbers of different protocols, or of different \
 data sets, answer different questions. `headline` is the first model's main metric with its 95 % \
 interval, `against` how it stands against the strongest baseline; `versus/…` are the baselines' \
