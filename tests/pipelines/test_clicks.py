@@ -350,8 +350,8 @@ def test_labels_as_behaviour_and_stopping_on_a_loss(
         "objective.l2=0",
         "objective.mini_batch_aware=0.01",
     )
-    (folder,) = here.folder.glob("home/mlruns/**/model")
-    arguments = json.loads((folder / "model.json").read_text())["arguments"]
+    (described,) = here.folder.glob("home/mlruns/**/model.json")
+    arguments = json.loads(described.read_text())["arguments"]
     assert arguments["event_fields"] == {"label": 4}
     assert "val/clicks/logloss" in capsys.readouterr().out
 
