@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recsys.tracking.run import TrackingError, _get_run, _open_client, _store_errors
+from recsys.tracking.outbox import MODEL
+from recsys.tracking.run import (
+    TrackingError,
+    _get_run,
+    _logged_model,
+    _open_client,
+    _store_errors,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,8 +92,15 @@ def register_run(uri: str, name: str, run_id: str, tags: Mapping[str, str]) -> V
         if found is None:
             if name not in _names(client):
                 _create(client, name)
+            logged = _logged_model(client, run_id)
+            # A run from before models were MLflow's keeps it among its artifacts.
+            source = f"runs:/{run_id}/{MODEL}" if logged is None else f"models:/{logged.model_id}"
             found = client.create_model_version(
-                name, _source(run_id), run_id=run_id, tags=dict(tags)
+                name,
+                source,
+                run_id=run_id,
+                tags=dict(tags),
+                model_id=None if logged is None else logged.model_id,
             )
         return _read(client, name, found)
 
@@ -200,11 +214,6 @@ def make_champion(uri: str, version: Version, instead_of: Version | None) -> Non
                 "not held: promote again"
             )
         client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
-
-
-def _source(run_id: str) -> str:
-    """Where a run keeps its model."""
-    return f"runs:/{run_id}/model"
 
 
 def _version_of_run(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:

@@ -193,6 +193,32 @@ def test_models_without_attention_are_named() -> None:
     check_attention(DIN(12, **CLICK_FIELDS, max_length=8), "DIN")
 
 
+class Forgetful(SASRec):
+    """Takes the list and does not fill it."""
+
+    def forward(self, batch, weights=None):
+        return super().forward(batch)
+
+
+class Misshapen(SASRec):
+    """Fills it with one number an event."""
+
+    def forward(self, batch, weights=None):
+        if weights is not None:
+            weights.append(torch.ones(batch.valid_BL.shape))
+        return super().forward(batch)
+
+
+@pytest.mark.parametrize("kind", [Forgetful, Misshapen])
+def test_a_model_that_gives_no_weights_is_no_reason_to_fail(kind: type[SASRec]) -> None:
+    model = alive(kind(12, 8, width=4))
+    check_attention(model, "Mine")
+    with pytest.raises(
+        NoAttentionError, match=f"{kind.__name__}.forward takes weights and does not"
+    ):
+        attend(model, batch_of([[1, 2]]))
+
+
 def test_maps_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_weights, "LARGEST_MAPS", 63)
     model = alive(SASRec(12, 8, width=4))

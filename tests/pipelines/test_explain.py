@@ -345,6 +345,11 @@ def test_titles_are_found_by_id_or_in_the_store(
     with pytest.raises(ConfigError, match=r"but 'title'\. Did you mean 'title'"):
         item_titles(data, kept, column="titel")
     numbers = replace(store, attributes={"item.price": attribute_of(pl.Series("p", [0.5]), "")})
+    listed = attribute_of(pl.Series("title", [["A"], None, ["C", "D"], None]), "")
+    lists = replace(store, attributes={"item.title": listed})
+    assert item_titles(data, lists).of(items) == ["i1", "i2", "i3"]  # nobody asked for it
+    with pytest.raises(ConfigError, match="title=title: the column holds lists"):
+        item_titles(data, lists, column="title")
     with pytest.raises(ConfigError, match="title=price: the column holds numbers"):
         item_titles(data, numbers, column="price")
     with pytest.raises(ConfigError, match="titles_key='sku' says nothing without a table"):

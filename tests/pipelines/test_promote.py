@@ -291,6 +291,7 @@ def test_evaluate_and_recommend_take_a_version(place: Place, uri: str, command: 
     make_champion(uri, register_run(uri, "served", good, {}), None)
     register_run(uri, "served", poor, {})
     command("evaluate", "model=served@champion", "evaluation.baselines=false", "result=by.json")
+    assert load_run(uri, run_of(place, "by")).artifact("explain.html").is_file()
     rows = json.loads((place.folder / "good.json").read_text())["rows"]
     by = json.loads((place.folder / "by.json").read_text())
     assert by["rows"][0]["metrics"] == rows[0]["metrics"]

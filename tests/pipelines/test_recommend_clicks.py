@@ -92,9 +92,9 @@ class Here:
         save_model(folder, made, ranker_arguments(config.model, size, sizes), facts)
         judge.features.save(folder / "features.json")
         info = SimpleNamespace(
-            run_id="r1", name="ranker", artifact=lambda name: self.folder / name, tags={}
+            run_id="r1", name="ranker", model=lambda: self.folder / "model", tags={}
         )
-        self.patch.setattr(recommend, "trained_run", lambda _: (info, config))
+        self.patch.setattr(recommend, "trained_run", lambda *_: (info, config))
         self.judge = judge
         return self
 

@@ -24,6 +24,7 @@ from pipelines.entry import compose
 from pipelines.paths import tracking_uri
 from pipelines.schemas import EvaluateConfig, SyncConfig, TrainConfig
 from recsys.tracking.outbox import Outbox
+from recsys.tracking.registry import make_champion, register_run
 from recsys.tracking.run import TrackedRun, TrackingError, load_run
 from tests.mlflow_server import MlflowServer, answering, held
 from tests.pipelines.conftest import Place
@@ -32,7 +33,8 @@ from tests.pipelines.test_train import SMALL, write_log
 # The story starts a server twice and trains five times: minutes on a machine that has other work.
 pytestmark = pytest.mark.timeout(900)
 
-SETTINGS = [*SMALL, "evaluation.baselines=false"]
+# What is seen of the machine is no two times the same.
+SETTINGS = [*SMALL, "evaluation.baselines=false", "tracking.system_metrics=false"]
 # What differs between two runs of the same: their process, their clock, their result's name.
 OWN_TAGS = ("pid", "process", "command", "mlflow.")
 
@@ -194,22 +196,24 @@ def test_they_hold_what_the_undisturbed_run_holds(story: Story) -> None:
     expected = comparable(held(story.server.address, story.undisturbed))
     assert {
         "config.yaml",
-        "model/model.json",
-        "model/weights.safetensors",
         "figures/loss.png",
         "per_question/test/SASRec.parquet",
         "table.json",
     } <= expected["artifacts"].keys()
     assert {step for step, _ in expected["metrics"]["val/loo-full-all/ndcg_10"]} == {1, 2, 3}
     assert len(expected["inputs"]) == 1 and expected["status"] == "FINISHED"
+    model = model_of(story, story.undisturbed)
+    assert {"model.json", "weights.safetensors", "code/recsys/__init__.py"} <= model.keys()
     for run in (story.cut, story.became[story.late]):
         found = comparable(held(story.server.address, run))
         for what, value in expected.items():
             assert found[what] == value, what
+        assert model_of(story, run) == model
     found = comparable(held(story.server.address, story.became[story.resumed]))
     assert found["metrics"] == expected["metrics"]
-    for name in ("model/weights.safetensors", "per_question/test/SASRec.parquet"):
-        assert found["artifacts"][name] == expected["artifacts"][name]
+    name = "per_question/test/SASRec.parquet"
+    assert found["artifacts"][name] == expected["artifacts"][name]
+    assert model_of(story, story.became[story.resumed]) == model
     assert found["tags"] == {**expected["tags"], "resumed": "1"}
 
 
@@ -221,6 +225,46 @@ def comparable(run: dict[str, Any]) -> dict[str, Any]:
         for name, points in run["metrics"].items()
     }
     return {**run, "tags": tags, "metrics": metrics}
+
+
+def model_of(story: Story, run: str) -> dict[str, bytes]:
+    """The files of a run's model, but for the one that names the run."""
+    folder = load_run(story.server.address, run).model()
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "MLmodel")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_delivered_run_is_called_as_the_server_calls_it(story: Story) -> None:
+    client = MlflowClient(story.server.address)
+    became = story.became[story.late]
+    run = client.get_run(became)
+    page = run.data.tags["mlflow.note.content"]
+    assert f"run_uuid={became}" in page
+    assert f"#/experiments/{run.info.experiment_id}/runs/{became}/artifacts" in page
+    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert f"runs:/{became}/model" in model.tags["mlflow.note.content"]
+    for text in (page, *model.tags.values()):
+        assert story.late not in text and "experiments//" not in text
+
+
+def test_the_registry_of_a_server(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    here(story.place, monkeypatch)
+    uri = story.server.address
+    version = register_run(uri, "films", story.became[story.late], {})
+    make_champion(uri, version, None)
+    given = [
+        "model=films@champion",
+        at(story),
+        "evaluation.baselines=false",
+        "result=champion.json",
+    ]
+    evaluate.run(compose("evaluate", EvaluateConfig, [*evaluate.implied(given), *given]))
+    rows = [json.loads(Path(f).read_text())["rows"] for f in ("champion.json", "result.json")]
+    assert rows[0] == rows[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    code = "from mlflow.pyfunc import load_model as load; print(load(%r).metadata.run_id)"
+    done = story.place.python("-c", code % "models:/films@champion")
+    assert done.stdout.strip() == version.run_id, done.stderr
 
 
 def test_evaluation_reads_the_delivered_run(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:

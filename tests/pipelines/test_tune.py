@@ -339,6 +339,11 @@ PLAIN = ["data=log", "data.path=x.csv", "study=s"]
         (["prune_from=0"], "prune_from must be null or at least 1, not 0"),
         (["plan=true"], "plan= is of train, not of tune"),
         (["refit=3"], "refit= is of train, not of tune: the winner is"),
+        (["register=films"], "register= is of train, not of tune: python -m pipelines.promote"),
+        (
+            ["trusted_modules=[shop]"],
+            "trusted_modules= is of train, not of tune: what this command",
+        ),
         (["resume=abc"], "the same study= goes on"),
     ],
 )

@@ -20,6 +20,7 @@ from pipelines.entry import compose
 from pipelines.export import run as export
 from pipelines.schemas import ExportConfig
 from recsys.serving.export import ExportError
+from recsys.tracking.registry import make_champion, register_run
 from recsys.tracking.run import load_run
 from tests.pipelines.conftest import Place
 from tests.pipelines.test_train import SMALL, model_folder, write_log
@@ -134,6 +135,19 @@ def test_bad_requests_get_400_and_say_why(
     assert status == 400
     for word in words:
         assert word in answer["message"], answer
+
+
+def test_a_champion_is_found_by_its_alias(trained: tuple[Place, str], elsewhere: Elsewhere) -> None:
+    place, run_id = trained
+    tracking = f"sqlite:///{place.home / 'mlflow.db'}"
+    make_champion(tracking, register_run(tracking, "films", run_id, {}), None)
+    code = (
+        "import mlflow.pyfunc, pandas\n"
+        "model = mlflow.pyfunc.load_model('models:/films@champion')\n"
+        "lists = model.predict(pandas.DataFrame({'history': [['i3', 'i7']]}), params={'k': 3})\n"
+        "print(model.metadata.run_id, len(lists['items'][0]))"
+    )
+    assert elsewhere.python("-c", code, MLFLOW_TRACKING_URI=tracking).split() == [run_id, "3"]
 
 
 def test_the_run_lists_its_model_once(trained: tuple[Place, str]) -> None:
