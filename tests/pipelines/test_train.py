@@ -94,7 +94,7 @@ def test_the_table_and_the_way_to_the_run(trained: tuple[Place, dict[str, Any], 
                 assert 0 <= value <= 1, name
     lines = printed.splitlines()
     heading = next(i for i, line in enumerate(lines) if "test/loo-full-all · 60 questions" in line)
-    assert lines[heading + 2].startswith("([…]: where 95 % of the means lie")
+    assert lines[heading + 2].startswith("([…]: 95 % intervals over users")
     assert lines[heading + 4].split() == ["model", "HR@10", "NDCG@10", "MRR@10", "coverage@10"]
     assert lines[heading + 6].startswith("SASRec")
     assert "all items, seen too" in lines[heading + 1]
