@@ -93,8 +93,8 @@ def register_run(uri: str, name: str, run_id: str, tags: Mapping[str, str]) -> V
             if name not in _names(client):
                 _create(client, name)
             logged = _logged_model(client, run_id)
-            # A run from before models were MLflow's keeps it among its artifacts. Not by the models:/
-            # address, which MLflow looks up in the store of the process.
+            # A run from before models were MLflow's keeps it among its artifacts. Not by the
+            # models:/ address, which MLflow looks up in the store of the process.
             source = f"runs:/{run_id}/{MODEL}" if logged is None else logged.artifact_location
             found = client.create_model_version(
                 name,
