@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipelines import compare, evaluate
+from pipelines.entry import compose
+from pipelines.schemas import CompareConfig, EvaluateConfig
 from recsys.testing import planted_log
 from tests.pipelines.conftest import Place
 from tests.pipelines.test_train import SMALL, artifacts, refused, write_log
@@ -28,6 +32,30 @@ def run_of(place: Place, command: str, *settings: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     result = json.loads((place.folder / "out.json").read_text())
     return {**result, "printed": done.stdout}
+
+
+SaidNo = Callable[..., str]
+
+
+@pytest.fixture
+def said_no(place: Place, monkeypatch: pytest.MonkeyPatch) -> SaidNo:
+    """The message of a command that must fail and leave nothing; in this process."""
+    monkeypatch.chdir(place.folder)
+    monkeypatch.setenv("RECSYS_HOME", str(place.home))
+    commands: dict[str, tuple[Any, Any]] = {
+        "compare": (compare.run, CompareConfig),
+        "evaluate": (evaluate.run, EvaluateConfig),
+    }
+
+    def message(name: str, *arguments: str) -> str:
+        before = place.files
+        run, schema = commands[name]
+        with pytest.raises(ValueError) as caught:
+            run(compose(name, schema, arguments))
+        assert {file for file in place.files - before if "cache" not in file} == set()
+        return str(caught.value)
+
+    return message
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +130,7 @@ def test_a_run_beside_its_baselines_and_another_run(
 
 
 def test_runs_that_cannot_be_compared_are_refused(
-    place: Place, long_run: dict, short_run: dict
+    place: Place, said_no: SaidNo, long_run: dict, short_run: dict
 ) -> None:
     one, other = long_run["run_id"], short_run["run_id"]
     again = run_of(place, "evaluate", f"run={one}", "evaluation.filter_seen=true", "data=null")
@@ -117,33 +145,27 @@ def test_runs_that_cannot_be_compared_are_refused(
     )
     message = refused(place, "compare", f"runs=[{other},{with_seen['run_id']}]", "baselines=false")
     assert "were asked by other protocols: loo-full-all and share-full-all-leaking" in message
-    assert "names a run twice" in refused(place, "compare", f"runs=[{one},{one}]")
-    assert "names a run twice" in refused(
-        place, "compare", f"runs=[latest,{other}]", "baselines=false"
+    assert "names a run twice" in said_no("compare", f"runs=[{one},{one}]")
+    assert "names a run twice" in said_no("compare", f"runs=[latest,{other}]", "baselines=false")
+    assert "has no baselines to be held against" in said_no("compare", f"runs=[{other}]")
+    assert "resamples=100 cannot tell any of 5" in said_no(
+        "compare", f"runs=[{one}]", "resamples=100"
     )
-    assert "has no baselines to be held against" in refused(place, "compare", f"runs=[{other}]")
-    assert "resamples=100 cannot tell any of 5" in refused(
-        place, "compare", f"runs=[{one}]", "resamples=100"
-    )
-    assert "leaves nothing to compare" in refused(
-        place, "compare", f"runs=[{one}]", "baselines=false"
-    )
-    assert "metric=ndcg_11 is not among" in refused(
-        place, "compare", f"runs=[{one}]", "metric=ndcg_11"
-    )
+    assert "leaves nothing to compare" in said_no("compare", f"runs=[{one}]", "baselines=false")
+    assert "metric=ndcg_11 is not among" in said_no("compare", f"runs=[{one}]", "metric=ndcg_11")
     compared = run_of(place, "compare", f"runs=[{one}]")["run_id"]
-    assert "is a run of compare, which answers no questions" in refused(
-        place, "compare", f"runs=[{compared}]"
+    assert "is a run of compare, which answers no questions" in said_no(
+        "compare", f"runs=[{compared}]"
     )
     with sqlite3.connect(place.home / "mlflow.db") as database:
         database.execute("update runs set status = 'RUNNING' where run_uuid = ?", (other,))
-    assert "is RUNNING: only finished runs" in refused(place, "compare", f"runs=[{other},{one}]")
+    assert "is RUNNING: only finished runs" in said_no("compare", f"runs=[{other},{one}]")
     with sqlite3.connect(place.home / "mlflow.db") as database:
         database.execute("update runs set status = 'FINISHED' where run_uuid = ?", (other,))
     old = artifacts(place, other) / "per_question/test/SASRec.parquet"
     whole = old.read_bytes()
     pl.read_parquet(old).drop("answers").write_parquet(old)
-    message = refused(place, "compare", f"runs=[{one},{other}]", "baselines=false")
+    message = said_no("compare", f"runs=[{one},{other}]", "baselines=false")
     assert "they are of an older format; evaluate the run again" in message
     old.write_bytes(whole)
 
@@ -259,12 +281,11 @@ def test_the_report_says_what_is_odd(place: Place, of_user: Any, words: str) -> 
         (["recommendations=lists.parquet", "evaluation.resamples=1"], "resamples must be 0"),
     ],
 )
-def test_wrong_settings_of_lists_are_refused(place: Place, settings: list[str], words: str) -> None:
+def test_wrong_settings_of_lists_are_refused(
+    place: Place, said_no: SaidNo, settings: list[str], words: str
+) -> None:
     lists_of(place, lambda history: first_five(history[-2]))
     given = [s for s in LISTS if s.partition("=")[0] not in {x.partition("=")[0] for x in settings}]
     if "data=null" in settings:
         given = ["split=loo"]
-    before = place.files
-    done = place.command("evaluate", *given, *settings)
-    assert done.returncode == 2 and words in done.stderr, done.stderr
-    assert {f for f in place.files - before if "cache" not in f} == set()
+    assert words in said_no("evaluate", *given, *settings)
