@@ -43,7 +43,7 @@ def draw_examination(examination: Examination, tracked: TrackedRun, metric: str)
         best = sorted(others, key=lambda other: -means[other])[:1]
         groups = {model: examination.cohorts_of(model, metric) for model in (name, *best)}
         drawn = draw_cohorts(groups, tracked, metric_title(metric))
-    ranks = {n: frame["rank"].fill_null(0).to_list() for n, frame in examination.frames.items()}
+    ranks = {n: frame["rank"].fill_null(0).to_numpy() for n, frame in examination.frames.items()}
     tracked.figure("figures/ranks.png", rank_curves(f"Ranks, test/{judge.protocol}", ranks))
     drawn.append("figures/ranks.png")
     vectors_VD = examination.around.vectors_VD

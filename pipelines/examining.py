@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,18 +197,22 @@ class Examination:
             from recsys.evaluation.beyond_accuracy import intervals_of_lists
             from recsys.evaluation.intervals import bootstrap_columns
 
+            users = frame["user"].rank("dense").to_numpy()
             accuracy = [c for c in frame.columns if c in _bare(metrics) and c not in columns]
+            of_each = {metric: frame[metric].to_numpy() for metric in accuracy} | columns
+            everywhere = [m for m, column in of_each.items() if not np.isnan(column).any()]
             found = bootstrap_columns(
-                np.column_stack([frame[metric].to_numpy() for metric in accuracy]),
-                frame["user"].rank("dense").to_numpy(),
+                np.column_stack([of_each[metric] for metric in everywhere]),
+                users,
                 resamples=judge.evaluation.resamples,
             )
-            intervals = dict(zip(accuracy, found, strict=True))
-            for metric, column in columns.items():
-                if len(known := np.flatnonzero(~np.isnan(column))):
+            intervals = dict(zip(everywhere, found, strict=True))
+            for metric, column in of_each.items():
+                known = np.flatnonzero(~np.isnan(column))
+                if metric not in intervals and len(known):
                     intervals[metric] = bootstrap_columns(
                         column[known, None],
-                        frame["user"].rank("dense").to_numpy()[known],
+                        users[known],
                         resamples=judge.evaluation.resamples,
                     )[0]
             intervals |= intervals_of_lists(
@@ -226,6 +231,7 @@ class Examination:
         self.rankings[name] = ranking
         self.rows.append(row)
 
+    @cache  # noqa: B019  # an examination lives as long as its command
     def cohorts_of(self, name: str, metric: str) -> list[Cohort]:
         """The means of a model in each part of each cohort."""
         from recsys.evaluation.cohorts import cohort_table

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -70,11 +71,16 @@ def gini(lists_NK: np.ndarray, catalogue_size: int) -> float:
 
 
 def _gini_of(shown: np.ndarray) -> float:
-    shown = np.sort(shown)
     n, total = len(shown), int(shown.sum())
     if total == 0 or n < 2:
         return float("nan")
-    return float(((2 * np.arange(1, n + 1) - n - 1) * shown).sum() / ((n - 1) * total))
+    # Counts without sorting: items shown alike stand at places a + 1 … b, whose 2i − n − 1 sum up
+    # to (b − a)(a + b − n).
+    alike = np.bincount(shown)
+    counts = np.flatnonzero(alike)
+    b = np.cumsum(alike[counts])
+    a = b - alike[counts]
+    return float((counts * (b - a) * (a + b - n)).sum() / ((n - 1) * total))
 
 
 def novelty(lists_NK: np.ndarray, users_of_V: np.ndarray, users: int) -> np.ndarray:
@@ -436,14 +442,17 @@ def intervals_of_lists(
     """
     found: dict[str, Interval | None] = {}
     group_N = user_groups(questions.users)
-    rows_of = [np.flatnonzero(group_N == group) for group in range(group_N.max() + 1)]
+    # Group by group, so that each is a slice.
+    grouped_NK = ranking.lists_NK[np.argsort(group_N, kind="stable"), : max(ks)]
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(group_N))])
+    spans = [slice(*ends) for ends in pairwise(bounds)]
     for k in ks:
         lists_NK = ranking.lists_NK[:, :k]
         shown = _shown(lists_NK, store.catalogue_size)
         measures = {"coverage": _coverage_of, "gini": _gini_of}
         without: dict[str, list[float]] = {name: [] for name in measures}
-        for rows in rows_of:
-            others = shown - _shown(lists_NK[rows], store.catalogue_size)
+        for span in spans:
+            others = shown - _shown(grouped_NK[span, :k], store.catalogue_size)
             for name, measure in measures.items():
                 without[name].append(measure(others))
         for name, measure in measures.items():

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -495,13 +496,22 @@ def _as_drawn(estimates_M: np.ndarray, drawn_RM: np.ndarray) -> list[Drawn]:
 
 def _user_weights(users: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """How often each user was drawn: float64 [R, U], in pieces that fit into memory."""
+    for counts_RU in _draws(users, resamples, seed):
+        yield counts_RU.astype(np.float64)
+
+
+@lru_cache(maxsize=1)  # a report asks for the same draws many times
+def _draws(users: int, resamples: int, seed: int) -> list[np.ndarray]:
+    """The same as uint16 (at most `MOST_DRAWN` users are drawn from in a report: 100 MB)."""
     draw = np.random.Generator(np.random.PCG64(seed))
     together = max(1, _DRAWN_TOGETHER // users)
+    pieces = []
     for begin in range(0, resamples, together):
         R = min(together, resamples - begin)
         drawn_RU = draw.integers(users, size=(R, users)) + users * np.arange(R)[:, None]
         counts = np.bincount(drawn_RU.ravel(), minlength=R * users)
-        yield counts.reshape(R, users).astype(np.float64)
+        pieces.append(counts.reshape(R, users).astype(np.uint16))
+    return pieces
 
 
 def _metric(

@@ -197,7 +197,7 @@ def _gaps(high: Sequence[float], low: Sequence[float]) -> list[float]:
     return [max(a - b, 0.0) for a, b in zip(high, low, strict=True)]
 
 
-def rank_curves(name: str, ranks: Mapping[str, Sequence[int]]) -> Figure:
+def rank_curves(name: str, ranks: Mapping[str, Sequence[int] | np.ndarray]) -> Figure:
     """Share of the questions whose answer stands at some rank or before it, over the ranks.
 
     Args:
@@ -208,8 +208,9 @@ def rank_curves(name: str, ranks: Mapping[str, Sequence[int]]) -> Figure:
 
     figure, axes = _new_figure(name)
     for number, (model, found) in enumerate(ranks.items()):
-        known = np.sort([rank for rank in found if rank > 0])
-        reached = np.arange(1, len(known) + 1) / max(len(found), 1)
+        ranks_N = np.asarray(found)
+        known, counts = np.unique(ranks_N[ranks_N > 0], return_counts=True)
+        reached = np.cumsum(counts) / max(len(found), 1)
         axes.step(
             known,
             reached,
