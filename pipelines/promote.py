@@ -33,6 +33,7 @@ from pipelines.paths import tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import find_run, registered, start_run, trained_run
 from pipelines.schemas import PromoteConfig
+from pipelines.story import link
 from pipelines.ui import how_to_open
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def run(config: PromoteConfig) -> int:
         if overall.bound is not None:
             name = f"difference/champion/{metric}"
             tracked.metrics({name: overall.ahead, f"{name}/low": overall.bound}, 0)
-        tracked.describe(in_markdown(decision, against, outcome))
+        opening = f"Worth opening: {link(tracked, 'promote.html')}"
+        tracked.describe(f"{in_markdown(decision, against, outcome)}\n\n{opening}")
         tracked.tag("headline", f"{version} {'promoted' if decision.promoted else 'refused'}")
         tracked.tag("against", against)
         tracked.artifact_text("promote.txt", text + "\n")

@@ -30,6 +30,7 @@ from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import find_run, name_dataset, start_run, trained_run
 from pipelines.schemas import ReproduceConfig, TrainConfig
+from pipelines.story import plain, run_page
 from pipelines.train import job, tracked_training
 from pipelines.ui import how_to_open
 
@@ -145,7 +146,10 @@ def run(config: ReproduceConfig) -> int:
             **asdict(verdict),
         }
         tracked.artifact_json("reproduce.json", without_nan(report))
-        tracked.describe(text.replace("\n", "\n\n"))
+        pages = {"the run": info.run_id, "trained again": again_id}
+        links = [f"[{name}]({run_page(tracked, run_id)})" for name, run_id in pages.items()]
+        lines = [*(plain(line) for line in text.splitlines()), ", ".join(links)]
+        tracked.describe("\n\n".join(lines))
         tracked.tag("headline", "reproduced" if verdict.reproduced else "not reproduced")
         tracked.tag("against", f"run {info.run_id} ('{info.name}')")
         seconds = time.perf_counter() - started

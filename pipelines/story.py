@@ -157,9 +157,9 @@ def link(tracked: TrackedRun, name: str) -> str:
     return f"[{plain(name)}]({run_page(tracked)}/artifacts/{quote(name)}?{_training_view()})"
 
 
-def run_page(tracked: TrackedRun) -> str:
-    """The run's page, as its own page can link to it."""
-    return f"#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
+def run_page(tracked: TrackedRun, run_id: str | None = None) -> str:
+    """The run's page, or that of another of its experiment, as its own page can link to it."""
+    return f"#/experiments/{tracked.experiment_id}/runs/{run_id or tracked.run_id}"
 
 
 def _training_view() -> str:

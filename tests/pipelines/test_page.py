@@ -15,25 +15,43 @@ import pytest
 
 from pipelines.compare import run as compare
 from pipelines.entry import compose
-from pipelines.schemas import CompareConfig, TrainConfig
+from pipelines.explain import run as explain
+from pipelines.promote import run as promote
+from pipelines.reproduce import run as reproduce
+from pipelines.schemas import (
+    CompareConfig,
+    ExplainConfig,
+    PromoteConfig,
+    ReproduceConfig,
+    TrainConfig,
+    TuneConfig,
+)
 from pipelines.train import run as train
+from pipelines.tune import run as tune
 from recsys.tracking.run import find_experiment, local_store
 from recsys.tracking.ui import run_link, runs_link, started_ui
 from tests.browser import CHROMIUM, WHY_NOT, Browser
 from tests.pipelines.conftest import Place
 from tests.pipelines.test_clicks import SMALL as CLICKS
 from tests.pipelines.test_clicks import write_log as write_clicks
+from tests.pipelines.test_reproduce import MARK, QUICK
 from tests.pipelines.test_train import SMALL, write_log
+from tests.pipelines.test_tune import SEARCH
 
 
 @dataclass
 class Runs:
-    """Three runs of the commands: next items, clicks, and a comparison."""
+    """What the commands left: a run of each, and `quick`, that was done again."""
 
     place: Place
     items: dict[str, Any]
     clicks: dict[str, Any]
     compared: dict[str, Any]
+    explained: dict[str, Any]
+    promoted: dict[str, Any]
+    quick: dict[str, Any]
+    reproduced: dict[str, Any]
+    tuned: dict[str, Any]
 
     def tags(self, run_id: str) -> dict[str, str]:
         with sqlite3.connect(self.place.home / "mlflow.db") as database:
@@ -54,24 +72,32 @@ def runs(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     (place.folder / "clicks").mkdir()
     write_log(place.folder / "log.parquet")
     write_clicks(place.folder / "clicks/log.parquet")
-    results = []
-    with pytest.MonkeyPatch.context() as patched:  # in this process, which saves three starts
-        patched.chdir(place.folder)
+    out = place.folder / "out.json"
+    with pytest.MonkeyPatch.context() as patched:  # in this process, which saves eight starts
         patched.setenv("RECSYS_HOME", str(place.home))
 
-        def result() -> dict[str, Any]:
-            return json.loads((place.folder / "out.json").read_text())
+        def left(command: str, config: type, run: Any, *overrides: str) -> dict[str, Any]:
+            run(compose(command, config, [*overrides, f"result={out}"]))
+            found: dict[str, Any] = json.loads(out.read_text())
+            return found
 
-        train(compose("train", TrainConfig, [*SMALL, "result=out.json"]))
-        results.append(result())
         patched.chdir(place.folder / "clicks")
-        train(compose("train", TrainConfig, [*CLICKS, f"result={place.folder}/out.json"]))
-        results.append(result())
+        clicks = left("train", TrainConfig, train, *CLICKS)
         patched.chdir(place.folder)
-        chosen = [f"runs=[{results[0]['run_id']}]", "result=out.json"]
-        compare(compose("compare", CompareConfig, chosen))
-        results.append(result())
-    return Runs(place, *results)
+        items = left("train", TrainConfig, train, *SMALL, "register=films")
+        of = f"run={items['run_id']}"
+        quick = left("train", TrainConfig, train, *SMALL, *QUICK, "trainer.max_epochs=1")
+        return Runs(
+            place,
+            items,
+            clicks,
+            left("compare", CompareConfig, compare, f"runs=[{items['run_id']}]"),
+            left("explain", ExplainConfig, explain, of),
+            left("promote", PromoteConfig, promote, of, "name=films"),
+            quick,
+            left("reproduce", ReproduceConfig, reproduce, f"run={quick['run_id']}", MARK),
+            left("tune", TuneConfig, tune, *SEARCH, "trials=3", "study=seen"),
+        )
 
 
 def test_the_description_tells_the_story(runs: Runs) -> None:
@@ -104,7 +130,7 @@ def artifacts(runs: Runs, name: str) -> Path:
 
 
 def test_everything_the_description_names_is_there(runs: Runs) -> None:
-    for name in ("items", "clicks", "compared"):
+    for name in ("items", "clicks", "compared", "explained", "promoted"):
         note = runs.tags(getattr(runs, name)["run_id"])["mlflow.note.content"]
         folder = artifacts(runs, name)
         named = [part.split("?")[0].rstrip(")") for part in note.split("/artifacts/")[1:]]
@@ -153,11 +179,12 @@ def test_the_table_of_runs(runs: Runs, seen: tuple[str, Browser]) -> None:
     address, browser = seen
     experiment = find_experiment(local_store(runs.place.home)[0], "recsys")
     titles = ("headline", "against", "protocol", "test/loo-full-all/ndcg_10", "test/clicks/auc")
-    run_ids = [found["run_id"] for found in (runs.items, runs.clicks, runs.compared)]
+    whole = (runs.items, runs.clicks, runs.compared, runs.explained, runs.promoted, runs.tuned)
+    run_ids = [found["run_id"] for found in whole]
     headlines = [runs.tags(run_id)["headline"] for run_id in run_ids]
-    names = ("SASRec planted", "DIN planted", "compare SASRec")
+    names = ("SASRec planted", "DIN planted", "compare SASRec", "explain SASRec", "promote films/1")
     text = browser.shows(
-        runs_link(address, experiment), *titles, *headlines, *names, "3 matching runs"
+        runs_link(address, experiment), *titles, *headlines, *names, "13 matching runs"
     )
     assert "A run of train holds a model" in text  # what the experiment is about
     assert "Agent versions" not in text  # the GenAI side
@@ -191,6 +218,8 @@ def test_the_page_of_a_run(runs: Runs, seen: tuple[str, Browser]) -> None:
 @pytest.mark.parametrize(
     ("run", "artifact", "words"),
     [
+        ("explained", "explain.html", ["Not to be read as reasons", "score drop"]),
+        ("promoted", "promote.html", ["Decision", "too few: 60 questions"]),
         ("items", "report.html", ["In short", "NDCG@10 by cohort", "Beyond accuracy", "EASE"]),
         ("clicks", "report.html", ["Calibration of DIN", "probability given", "Split audit"]),
         ("compared", "compare.html", ["win / tie / loss", "Against Markov, user by user"]),
@@ -205,6 +234,34 @@ def test_reports(
     link = next(part for part in note.split("](")[1:] if f"/{artifact}?" in part).split(")")[0]
     assert link.startswith("#/experiments/")
     browser.shows(f"{address}/{link}", artifact, *words)
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "pictures"),
+    [
+        ("explained", ["attention beside score drops"], 0),
+        ("promoted", ["films/1 refused: too few: 60 questions"], 0),
+        ("reproduced", ["equal to the last digit", "60 ranks", "trained again"], 0),
+        ("tuned", ["Study seen: 3 trials", "The best is trial", "tested once"], 1),
+    ],
+)
+def test_the_pages_of_other_commands(
+    runs: Runs, seen: tuple[str, Browser], run: str, words: list[str], pictures: int
+) -> None:
+    address, browser = seen
+    experiment = find_experiment(local_store(runs.place.home)[0], "recsys").experiment_id
+    run_id = getattr(runs, run)["run_id"]
+    headline = runs.tags(run_id)["headline"]
+    page = run_link(address, experiment, run_id)
+    text = browser.shows(page, "Finished", headline, *words, "host", "git.commit")
+    assert "**" not in text and "|--" not in text and "No result yet" not in text
+    if pictures:
+        assert min(browser.await_pictures(pictures)) > 300
+
+
+def test_the_page_of_a_version(runs: Runs, seen: tuple[str, Browser]) -> None:
+    address, browser = seen
+    browser.shows(f"{address}/#/models/films/versions/1", "films", "refused", "too few")
 
 
 def test_a_figure(runs: Runs, seen: tuple[str, Browser]) -> None:
