@@ -1,11 +1,18 @@
 """Running the real commands as a user does, in a folder of their own."""
 
+import contextlib
+import io
 import os
 import resource
+import runpy
+import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+from unittest import mock
 
 import pytest
 
@@ -30,6 +37,12 @@ class Place:
     @property
     def files(self) -> set[str]:
         return files_below(self.folder)
+
+    def stocked(self, store: Path) -> Self:
+        """With a copy of a store of runs: the fixture `empty_store` saves making one."""
+        self.home.mkdir()
+        shutil.copy(store, self.home / "mlflow.db")
+        return self
 
     def environment(self, **more: str | None) -> dict[str, str]:
         variables = {
@@ -66,14 +79,34 @@ class Place:
             "-m", f"pipelines.{name}", *arguments, largest_file=largest_file, **variables
         )
 
+    def here(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The same in this process, which saves the start: for what hangs on no process."""
+        argv = [f"pipelines.{name}", *arguments]
+        printed, errors, code = io.StringIO(), io.StringIO(), None
+        with (
+            contextlib.chdir(self.folder),
+            mock.patch.dict(os.environ, self.environment()),
+            mock.patch.object(sys, "argv", argv),
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(errors),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "'pipelines.* found in sys.modules")
+            try:
+                runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+            except SystemExit as left:
+                code = left.code
+        assert isinstance(code, int), code
+        return subprocess.CompletedProcess(argv, code, printed.getvalue(), errors.getvalue())
+
     def refused(self, name: str, *arguments: str, code: int = 2, may_add: tuple[str, ...] = ()):
-        """Run a command that must fail; returns its message.
+        """Run a command that must fail, in this process; returns its message.
 
         Nothing on stdout, one error without a traceback on stderr, and no new file, except one
         below each folder of `may_add`.
         """
         before = self.files
-        done = self.command(name, *arguments)
+        done = self.here(name, *arguments)
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
         assert done.stderr.startswith("Error: ")

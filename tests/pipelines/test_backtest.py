@@ -22,14 +22,14 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    place = Place(tmp_path_factory.mktemp("backtest"))
+def place(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = Place(tmp_path_factory.mktemp("backtest")).stocked(empty_store)
     write_log(place.folder / "log.parquet")
     return place
 
 
 def test_each_window_has_a_model_trained_just_before(place: Place) -> None:
-    done = place.command("backtest", *SETTINGS, "result=out.json")
+    done = place.here("backtest", *SETTINGS, "result=out.json")
     assert done.returncode == 0, done.stderr
     result = json.loads((place.folder / "out.json").read_text())
     (place.folder / "out.json").unlink()
@@ -62,7 +62,7 @@ def test_each_window_has_a_model_trained_just_before(place: Place) -> None:
 
 
 def test_the_frozen_model_alone_is_trained_once(place: Place) -> None:
-    done = place.command(
+    done = place.here(
         "backtest", *SETTINGS, "retrained=false", "evaluation.baselines=false", "result=out.json"
     )
     assert done.returncode == 0, done.stderr

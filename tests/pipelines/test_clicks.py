@@ -99,11 +99,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, Any], str]:
-    place = Place(tmp_path_factory.mktemp("clicks"))
+def trained(
+    empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Place, dict[str, Any], str]:
+    place = Place(tmp_path_factory.mktemp("clicks")).stocked(empty_store)
     write_log(place.folder / "log.parquet")
     device = "data.features.device"
-    done = place.command(
+    done = place.here(
         "train",
         *SMALL,
         f"{device}.kind=categorical",
@@ -159,7 +161,7 @@ def test_the_report_holds_cohorts_audit_and_calibration(
 @pytest.mark.parametrize("metric", ["auc", "logloss"])
 def test_rankers_are_compared(trained: tuple[Place, dict[str, Any], str], metric: str) -> None:
     place, result, _ = trained
-    done = place.command(
+    done = place.here(
         "compare", f"runs=[{result['run_id']}]", f"metric={metric}", "result=compared.json"
     )
     assert done.returncode == 0, done.stderr
@@ -212,7 +214,7 @@ def test_the_ranker_as_a_file(
 
 def test_evaluation_gives_the_same_digits(trained: tuple[Place, dict[str, Any], str]) -> None:
     place, result, _ = trained
-    done = place.command("evaluate", "run=latest", "result=again.json")
+    done = place.here("evaluate", "run=latest", "result=again.json")
     assert done.returncode == 0, done.stderr
     again = json.loads((place.folder / "again.json").read_text())
     assert again["rows"] == result["rows"]
@@ -230,7 +232,7 @@ def test_settings_of_an_evaluation_are_those_of_the_runs_kind(
     place, result, _ = trained
     settings = ["evaluation.gauc_weighting=users", "evaluation.baselines=false"]
     run_id = result["run_id"]
-    done = place.command("evaluate", f"run={run_id}", *settings, "result=users.json")
+    done = place.here("evaluate", f"run={run_id}", *settings, "result=users.json")
     assert done.returncode == 0, done.stderr
     assert "evaluation.gauc_weighting is users here and was impressions in training" in done.stdout
     (row,) = json.loads((place.folder / "users.json").read_text())["rows"]
@@ -252,12 +254,12 @@ def test_a_test_that_was_trained_on_is_refused_or_marked(
     # Of each user's 20 events the last 10 are asked, of which training had the first 6.
     assert "240 of the 400 test questions have answers" in message
     assert "that the model was trained on (split=share)" in message and "leaks=mark" in message
-    done = place.command("evaluate", *again, *cuts, "leaks=mark", "result=leaking.json")
+    done = place.here("evaluate", *again, *cuts, "leaks=mark", "result=leaking.json")
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((place.folder / "leaking.json").read_text())["rows"]
     assert all(name.startswith("test/clicks-time-successive-leaking/") for name in row["metrics"])
     assert "; the model was trained with split=share)" in done.stdout
-    done = place.command("evaluate", *again, "split=share", "result=same.json")
+    done = place.here("evaluate", *again, "split=share", "result=same.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((place.folder / "same.json").read_text())["rows"] == result["rows"][:1]
 
@@ -269,7 +271,7 @@ def test_unknown_categories_are_counted(trained: tuple[Place, dict[str, Any], st
     frame = frame.with_columns(device=pl.when(newest).then(pl.lit("watch")).otherwise("device"))
     frame.write_parquet(place.folder / "other.parquet")
     device = "data.features.device"
-    done = place.command(
+    done = place.here(
         "evaluate",
         f"run={result['run_id']}",
         *[argument.replace("log.parquet", "other.parquet") for argument in SMALL[1:6]],

@@ -21,14 +21,14 @@ from tests.pipelines.test_train import SMALL, artifacts, refused, write_log
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    place = Place(tmp_path_factory.mktemp("compared"))
+def place(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = Place(tmp_path_factory.mktemp("compared")).stocked(empty_store)
     write_log(place.folder / "log.parquet")
     return place
 
 
 def run_of(place: Place, command: str, *settings: str) -> dict[str, Any]:
-    done = place.command(command, *settings, "result=out.json")
+    done = place.here(command, *settings, "result=out.json")
     assert done.returncode == 0, done.stderr
     result = json.loads((place.folder / "out.json").read_text())
     return {**result, "printed": done.stdout}

@@ -80,6 +80,10 @@ class Here:
     def __init__(self, folder: Path) -> None:
         self.place, self.folder = Place(folder), folder
 
+    def stocked(self, store: Path) -> Here:
+        self.place.stocked(store)
+        return self
+
     def enter(self, patch: pytest.MonkeyPatch) -> None:
         patch.chdir(self.folder)
         patch.setenv("RECSYS_HOME", str(self.place.home))
@@ -110,11 +114,11 @@ class Here:
 
 
 @pytest.fixture(scope="module")
-def trained_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Here, str]:
+def trained_once(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Here, str]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("explain")
         write_files(folder)
-        here = Here(folder)
+        here = Here(folder).stocked(empty_store)
         here.enter(patch)
         return here, here.train(*NEXT)
 
@@ -127,14 +131,14 @@ def trained(trained_once: tuple[Here, str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(scope="module")
-def ranker_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Here, str]:
+def ranker_once(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Here, str]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("explain clicks")
         log = test_clicks.write_log(folder / "log.parquet")
         log.with_columns(clicked=pl.col("clicked") * (pl.col("user") != "u3")).write_parquet(
             folder / "log.parquet"
         )
-        here = Here(folder)
+        here = Here(folder).stocked(empty_store)
         here.enter(patch)
         return here, here.train(*test_clicks.SMALL, *QUICK, "model.heads=2")
 

@@ -22,7 +22,13 @@ def write_csv(place: Place, name: str = "log.csv", **columns: list) -> None:
 
 
 def ingest(place: Place, *arguments: str, path: str = "log.csv", **options):
-    return place.command("ingest", "data=log", f"data.path={path}", *arguments, **options)
+    settings = ["data=log", f"data.path={path}", *arguments]
+    # Limits and variables are those of a process.
+    return (
+        place.command("ingest", *settings, **options)
+        if options
+        else place.here("ingest", *settings)
+    )
 
 
 def refused(place: Place, *arguments: str, path: str = "log.csv", **options) -> str:
@@ -138,7 +144,7 @@ def test_every_setting_reaches_the_store(place) -> None:
 def test_a_local_copy_in_place_of_the_download(place) -> None:
     frame = pl.DataFrame(ROWS).rename({"user": "user_id", "item": "item_id", "time": "timestamp"})
     frame.with_columns(rating=pl.lit(4)).write_parquet(place.folder / "copy.parquet")
-    done = place.command("ingest", "data=ml_100k", "data.path=copy.parquet")
+    done = place.here("ingest", "data=ml_100k", "data.path=copy.parquet")
     assert done.returncode == 0, done.stderr
     assert store_of(place).name.startswith("ml_100k-")
 
@@ -344,23 +350,23 @@ def test_click_logs_have_both_kinds_of_question_audited(place: Place) -> None:
     frame = pl.DataFrame(rows, schema=["user", "item", "time", "label"], orient="row")
     frame.write_csv(place.folder / "log.csv")
     log = ["data=log", "data.path=log.csv"]
-    both = place.command("ingest", *log, "data.columns.label=label")
+    both = place.here("ingest", *log, "data.columns.label=label")
     assert both.returncode == 0, both.stderr
     assert "split audit: " in both.stdout and "split audit of clicks: " in both.stdout
-    one = place.command("ingest", *log, "data.columns.label=label", "questions=clicks")
+    one = place.here("ingest", *log, "data.columns.label=label", "questions=clicks")
     assert "split audit: " not in one.stdout and "split audit of clicks: " in one.stdout
-    plain = place.command("ingest", *log)
+    plain = place.here("ingest", *log)
     assert "split audit: " in plain.stdout and "split audit of clicks" not in plain.stdout
-    none = place.command("ingest", *log, "questions=clicks")
+    none = place.here("ingest", *log, "questions=clicks")
     assert "split audit of clicks: split=loo cannot be made of this log" in none.stdout
     labelled = [*log, "data.columns.label=label"]
-    refused = place.command("ingest", *labelled, "questions=clicks", "audit.future=0.1")
+    refused = place.here("ingest", *labelled, "questions=clicks", "audit.future=0.1")
     assert refused.returncode == 2 and "more than audit.future=0.1" in refused.stderr
     # Nobody asked for clicks: thresholds are about next items.
     for threshold in ("audit.ties=0.9", "audit.future=1.0"):
-        kept = place.command("ingest", *labelled, threshold)
+        kept = place.here("ingest", *labelled, threshold)
         assert kept.returncode == 0 and "split audit of clicks: " in kept.stdout, kept.stderr
     frame.with_columns(label=1).write_csv(place.folder / "log.csv")
-    positive = place.command("ingest", *labelled, "audit.future=1.0")
+    positive = place.here("ingest", *labelled, "audit.future=1.0")
     assert positive.returncode == 0, positive.stderr
     assert "split audit of clicks: split=loo cannot be made of this log: " in positive.stdout

@@ -140,9 +140,7 @@ def test_the_command_reports_impressions(place: Place) -> None:
     (place.folder / "shown.csv").write_text(
         "user,item,time,label,request\nu,a,1600000002,1,r\nu,c,1600000002,0,r\nv,a,1600000000,0,s\n"
     )
-    done = place.command(
-        "ingest", "data=log", "data.path=log.csv", "data.impressions.path=shown.csv"
-    )
+    done = place.here("ingest", "data=log", "data.path=log.csv", "data.impressions.path=shown.csv")
     assert done.returncode == 0, done.stderr
     assert "3 rows out, 1 clicked, by 2 users" in done.stdout
     assert "(empty history): 1; users without any event: 1; items in no history: 1" in done.stdout

@@ -57,27 +57,27 @@ def rows(folder: Path, *overrides: str) -> Any:
     """The final table of a run in this process."""
     run(compose("train", TrainConfig, [*overrides, "result=result.json"]))
     found = json.loads((folder / "result.json").read_text())["rows"]
-    return without_vectors(
-        found
-    )  # what was killed ran on other threads: last bits of weights differ
+    # What was killed ran on other threads: last bits of weights differ.
+    return without_vectors(found)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def whole(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The uninterrupted run's table."""
-    folder = tmp_path_factory.mktemp("whole")
+    place = Place(tmp_path_factory.mktemp("whole")).stocked(empty_store)
+    folder = place.folder
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        patched.setenv("RECSYS_HOME", str(folder / "home"))
+        patched.setenv("RECSYS_HOME", str(place.home))
         write_log(folder / "log.parquet")
         return rows(folder, *SETTINGS)
 
 
 @pytest.mark.parametrize("where", PLACES)
 def test_killed_and_resumed_equals_uninterrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Any, where: str
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, whole: Any, where: str
 ) -> None:
-    place = Place(tmp_path)
+    place = Place(tmp_path).stocked(empty_store)
     write_log(tmp_path / "log.parquet")
     program = KILLED.format(kill=PLACES[where].format(steps=8))
     killed = place.python("-c", program, *SETTINGS)

@@ -67,9 +67,9 @@ def command_in(place: Place, capfd: Any, patch: pytest.MonkeyPatch) -> Command:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A good run that knows its baselines, and a poor one, which is shop/1."""
-    place = Place(tmp_path_factory.mktemp("promoted"))
+    place = Place(tmp_path_factory.mktemp("promoted")).stocked(empty_store)
     write_log(place.folder / "log.parquet", users=110)
     for name, settings in (
         ("good", ["trainer.learning_rate=0.01"]),

@@ -43,9 +43,9 @@ def write_histories(file: Path, histories: dict[str, list[str]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A place with a log and one finished training run on it (its weights are those drawn)."""
-    place = Place(tmp_path_factory.mktemp("recommend"))
+    place = Place(tmp_path_factory.mktemp("recommend")).stocked(empty_store)
     rng = np.random.Generator(np.random.PCG64(0))
     histories = {
         f"u{user}": [f"i{item}" for item in rng.permutation(ITEMS)[: 3 + user % 9]]

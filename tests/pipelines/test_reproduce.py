@@ -50,8 +50,8 @@ def refusal(*overrides: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    place = Place(tmp_path_factory.mktemp("reproduce"))
+def place(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    place = Place(tmp_path_factory.mktemp("reproduce")).stocked(empty_store)
     write_log(place.folder / "log.parquet")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(place.folder)

@@ -74,9 +74,9 @@ def drawn(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A place with a log, which the tests of this file run in."""
-    place = Place(tmp_path_factory.mktemp("tune"))
+    place = Place(tmp_path_factory.mktemp("tune")).stocked(empty_store)
     write_log(place.folder / "log.parquet")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(place.folder)

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,12 +31,12 @@ Ask = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, str]:
+def trained(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, str]:
     """A place with a training run, and the run's id."""
-    place = Place(tmp_path_factory.mktemp("trained to serve"))
+    place = Place(tmp_path_factory.mktemp("trained to serve")).stocked(empty_store)
     write_log(place.folder / "log.parquet")
     quick = ["trainer.max_epochs=1", "evaluation.baselines=false", "evaluation.resamples=0"]
-    done = place.command("train", *SMALL, *quick, "result=result.json")
+    done = place.here("train", *SMALL, *quick, "result=result.json")
     assert done.returncode == 0, done.stderr
     return place, json.loads((place.folder / "result.json").read_text())["run_id"]
 
