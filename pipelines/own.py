@@ -255,17 +255,18 @@ def objective_target(
     """
     path, wanted = config.class_path, f"a function of ({', '.join(takes)})"
     found = find_callable(path, "objective.class_path", wanted)
-    names = list(inspect.signature(found).parameters)
+    parameters = inspect.signature(found).parameters
     if inspect.isclass(found):
-        return found, [name for name in known if name in names]
-    if len(names) < len(takes):
+        return found, [name for name in known if name in parameters]
+    needed = [name for name, p in parameters.items() if p.default is p.empty]
+    if len(needed) < len(takes):
         other = OF_CLICKS if takes == OF_NEXT_ITEMS else OF_NEXT_ITEMS
         kind = "clicks" if other == OF_CLICKS else "next items"
         raise ConfigError(
-            f"objective.class_path={path} takes {len(names)} arguments: an objective is {wanted}, "
+            f"objective.class_path={path} takes {len(needed)} arguments: an objective is {wanted}, "
             f"or where {kind} are asked of ({', '.join(other)}); {SEE}"
         )
-    return found, names[: len(takes)]
+    return found, list(parameters)[: len(takes)]
 
 
 def made_objective(

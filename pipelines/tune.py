@@ -86,6 +86,7 @@ if TYPE_CHECKING:
 
 STUDY_VERSION = 1
 GROUPS = ("model", "objective", "trainer")
+ARGUMENTS = "arguments."  # of one's own class
 
 
 def run(config: TuneConfig) -> None:
@@ -199,7 +200,10 @@ def distributions(config: TuneConfig, base: TrainConfig) -> dict[str, BaseDistri
         known = searchable(part, base, entries)
         for name, entry in entries.items():
             if name not in known:
-                near = nearest(name, [*known], f"space.{group}.") or f" Known: {', '.join(known)}."
+                front = ARGUMENTS if hasattr(part, "arguments") else ""
+                bare = [setting.removeprefix(front) for setting in known]
+                near = nearest(name.removeprefix(front), bare, f"space.{group}.{front}")
+                near = near or f" Known: {', '.join(known) or 'none'}."
                 space = "own" if isinstance(part, OwnClassConfig) else part.name
                 if group == "model" and space in choices("space"):
                     near += f" The space that is shipped for it is space={space}."
@@ -245,10 +249,9 @@ def searchable(part: Any, base: TrainConfig, entries: Iterable[str]) -> dict[str
     if own is None:
         names = [field.name for field in fields(part) if field.name not in ("name", "monitor")]
         return {name: hints_of(type(part), name)[0] for name in names}
-    prefix = "arguments."
-    named = [name.removeprefix(prefix) for name in entries if name.startswith(prefix)]
+    named = [name.removeprefix(ARGUMENTS) for name in entries if name.startswith(ARGUMENTS)]
     hints = argument_hints(own[0], named, own[1])
-    return {prefix + name: hint for name, hint in hints.items()}
+    return {ARGUMENTS + name: hint for name, hint in hints.items()}
 
 
 def own_target(part: Any, base: TrainConfig) -> tuple[Callable[..., Any], Collection[str]] | None:
