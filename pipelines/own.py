@@ -258,7 +258,7 @@ def objective_target(
     parameters = inspect.signature(found).parameters
     if inspect.isclass(found):
         return found, [name for name in known if name in parameters]
-    needed = [name for name, p in parameters.items() if p.default is p.empty]
+    needed = needed_in_order(found)
     if len(needed) < len(takes):
         other = OF_CLICKS if takes == OF_NEXT_ITEMS else OF_NEXT_ITEMS
         kind = "clicks" if other == OF_CLICKS else "next items"
@@ -267,6 +267,16 @@ def objective_target(
             f"or where {kind} are asked of ({', '.join(other)}); {SEE}"
         )
     return found, list(parameters)[: len(takes)]
+
+
+def needed_in_order(function: Callable[..., Any]) -> list[str]:
+    """The parameters that a call must fill by their order."""
+    return [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
 
 
 def made_objective(

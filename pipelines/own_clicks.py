@@ -20,6 +20,7 @@ from pipelines.own import (
     metric_function,
     metric_of,
     module_class,
+    needed_in_order,
     objective_target,
     saved_and_loaded,
 )
@@ -146,16 +147,7 @@ def try_ranker(config: TrainConfig) -> None:
             f"{path}: forward gave {logits_B.tolist()}, of which not all are finite, for histories "
             f"of {batch.lengths_B.tolist()} events, with fields missing, unknown and known"
         )
-    logits_B = _logits(path, ranker.train(), batch)
-    learning = [parameter for parameter in ranker.parameters() if parameter.requires_grad]
-    if not logits_B.requires_grad or not any(
-        gradient is not None
-        for gradient in torch.autograd.grad(logits_B.sum(), learning, allow_unused=True)
-    ):
-        raise ConfigError(
-            f"{path}: forward gave logits that do not depend on its parameters: there is nothing "
-            "to learn"
-        )
+    _check_gradients(path, ranker.train(), batch)
     ranker.eval()
     with torch.no_grad():
         logits_B = _logits(path, ranker, batch)  # training may have moved its buffers
@@ -165,6 +157,27 @@ def try_ranker(config: TrainConfig) -> None:
             raise ConfigError(f"{path}: saved and loaded again it scores otherwise: {KEPT}")
     if isinstance(config.objective, CrossEntropyConfig):
         check_regularised(model, ranker, config.objective)
+
+
+def _check_gradients(path: str, ranker: Any, batch: ClickBatch) -> None:
+    import torch
+
+    logits_B = _logits(path, ranker, batch)
+    learning = [parameter for parameter in ranker.parameters() if parameter.requires_grad]
+    found: tuple[Tensor | None, ...] = ()
+    if logits_B.requires_grad:
+        found = torch.autograd.grad(logits_B.sum(), learning, allow_unused=True)
+    gradients = [gradient for gradient in found if gradient is not None]
+    if not gradients:
+        raise ConfigError(
+            f"{path}: forward gave logits that do not depend on its parameters: there is nothing "
+            "to learn"
+        )
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        raise ConfigError(
+            f"{path}: its gradients are not finite, though its logits are, for histories of "
+            f"{batch.lengths_B.tolist()} events"
+        )
 
 
 def _logits(path: str, ranker: Any, batch: ClickBatch) -> Tensor:
@@ -271,8 +284,7 @@ def own_click_objective(config: OwnObjectiveConfig) -> ClickObjective:
         ConfigError: no such function or class, or arguments that it does not take.
     """
     found, given = objective_target(config, OF_CLICKS)
-    parameters = inspect.signature(found).parameters.values()
-    needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    needed = needed_in_order(found)
     if given and len(needed) == len(OF_NEXT_ITEMS) and needed[-1] not in config.arguments:
         raise ConfigError(
             f"objective.class_path={config.class_path} takes {', '.join(needed)}: where clicks are "

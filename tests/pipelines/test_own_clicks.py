@@ -113,6 +113,12 @@ class Text(Sound):
     def forward(self, batch):
         return "1.0"
 
+class Rooted(Sound):
+    """The root of an empty history's zero has no slope."""
+    def forward(self, batch):
+        histories_BLD = self.inputs(batch).histories_BLD * batch.valid_BL[:, :, None]
+        return (histories_BLD.sum(1) @ self.last.weight[0]).square().sqrt()
+
 class Fixed(Sound):
     def forward(self, batch):
         return super().forward(batch).detach()
@@ -159,6 +165,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as entropy
 
 def sound(logits_B, labels_B, factor: float = 1.0): return factor * entropy(logits_B, labels_B)
+def open(logits_B, labels_B, **more): return more["factor"] * entropy(logits_B, labels_B)
 def needy(logits_B, labels_B, factor: float): return factor * entropy(logits_B, labels_B)
 def next_item(hidden_TD, table_VD, targets_T, share: float = 0.1): ...
 def one(logits_B): ...
@@ -260,6 +267,7 @@ def test_sound_rankers_are_taken(ranker: str) -> None:
         ("Column", "forward gave [3, 1] and must give [3], one logit for each question"),
         ("Divides", "of which not all are finite, for histories of [2, 1, 0] events"),
         ("Unknown", "with fields missing, unknown and known"),
+        ("Rooted", "its gradients are not finite, though its logits are, for histories of [2, 1"),
         ("Fixed", "gave logits that do not depend on its parameters"),
         ("Shifted", "saved and loaded again it scores otherwise"),
         ("Timeless", "its attribute max_length must be the number of newest events it sees"),
@@ -328,6 +336,7 @@ def test_sound_objectives_are_taken() -> None:
     for config in (
         objective("sound", factor=3),
         objective("needy", factor=3),
+        objective("open", factor=3),
         objective("Kept", factor=3),
     ):
         try_click_objective(config)
