@@ -50,6 +50,7 @@ TAKEN_METRICS = (
     "genre_calibration",
 )
 OF_THE_STORE = ("catalogue_size",)
+KEPT = "what it learns or draws must be a parameter or a buffer"
 TAKEN_MODELS = ("Popularity", "Markov", "ItemKNN", "EASE", "iALS")
 
 
@@ -165,9 +166,6 @@ def try_model(config: OwnModelConfig) -> None:
             raise ConfigError(
                 f"{path}: saved and loaded again it encodes histories otherwise: {KEPT}"
             )
-
-
-KEPT = "what it learns or draws must be a parameter or a buffer"
 
 
 def length_of(model: nn.Module, path: str) -> int:
