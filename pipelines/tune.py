@@ -96,7 +96,7 @@ def run(config: TuneConfig) -> None:
     base = training_config(config)
     check(config, base)
     space = distributions(config, base)
-    judge = job(trial_config(base, first_of(space)))
+    judge = job(trial_config(base, first_arguments(space)))
     with opened_study(config, judge) as study:
         done = study.user_attrs.get("tested")
         if done is not None and len(ended(study)) < config.trials:
@@ -271,13 +271,14 @@ def own_target(part: Any, base: TrainConfig) -> tuple[Callable[..., Any], Collec
     return None
 
 
-def first_of(space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """A value of each setting that is searched: one's own class may need it to be made at all."""
+def first_arguments(space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """A value of each argument that is searched, without which one's own class may not be made."""
     from optuna.distributions import CategoricalDistribution
 
     return {
         key: drawn.choices[0] if isinstance(drawn, CategoricalDistribution) else drawn.low  # type: ignore[attr-defined]
         for key, drawn in space.items()
+        if key.partition(".")[2].startswith(ARGUMENTS)
     }
 
 
