@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -435,6 +436,10 @@ def test_promotion_reads_its_column() -> None:
     assert (whole.ahead, whole.verdict) == (1.0, "holds")
     (whole,) = decide(answers[0], answers[1], "auc", resamples=200).parts
     assert whole.verdict == "not shown"
+    # Where no question's value differs there is nothing to lose, whatever the scores.
+    same = dataclasses.replace(answers[0], frame=ours.with_columns(profit=pl.lit(0.0)))
+    (whole,) = decide(same, answers[1], "profit", resamples=200).parts
+    assert (whole.ahead, whole.verdict) == (0.0, "holds")
 
 
 # --- in the commands ---
