@@ -123,12 +123,11 @@ class _Check:
         if value == REQUIRED:
             self.wrong.append(f"{key} is required: add {key}=VALUE.")
             return None
-        classes = _dataclasses(hint)
+        classes, inner = _dataclasses(hint), _values_of(hint)
+        if _dataclasses(inner) and isinstance(value, dict) and (not classes or _is_nested(value)):
+            return {str(n): self.value(inner, part, f"{key}.{n}") for n, part in value.items()}
         if classes and value is not None:
             return self.one_of(classes, value, key)
-        inner = _values_of(hint)
-        if _dataclasses(inner) and isinstance(value, dict):
-            return {str(n): self.value(inner, part, f"{key}.{n}") for n, part in value.items()}
         try:
             return _convert(hint, value)
         except TypeError:
@@ -170,6 +169,11 @@ def _values_of(hint: Any) -> Any:
     """T of a `dict[str, T]`, None of anything else."""
     dicts = [member for member in _members(hint) if get_origin(member) is dict]
     return get_args(dicts[0])[1] if dicts else None
+
+
+def _is_nested(value: dict[str, Any]) -> bool:
+    """Whether a mapping holds mappings only: of `T | dict[str, T]` the latter."""
+    return bool(value) and all(isinstance(part, dict) for part in value.values())
 
 
 def _below(hint: Any, part: str) -> list[Any]:

@@ -18,8 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pipelines.checking import ConfigError, build, nearest
 from pipelines.schemas import (
     Argument,
-    EvaluationConfig,
-    OwnModelConfig,
+    OwnClassConfig,
     OwnObjectiveConfig,
     TrainConfig,
 )
@@ -112,21 +111,11 @@ def check_arguments(
     Raises:
         ConfigError: an unknown argument, with the nearest, a missing one, or one of another type.
     """
-    try:
-        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # annotations that cannot be read say nothing
-        hints = {}
+    parameters = inspect.signature(target).parameters
     fields: list[Any] = []
-    for name, parameter in inspect.signature(target).parameters.items():
-        if name in given or parameter.kind is parameter.VAR_POSITIONAL:
-            continue
-        if parameter.kind is parameter.VAR_KEYWORD:
-            known = {entry[0] for entry in fields}
-            fields += [(extra, Argument) for extra in arguments if extra not in known]
-        elif parameter.default is parameter.empty:
-            fields.append((name, _hint(hints.get(name))))
-        else:
-            fields.append((name, _hint(hints.get(name)), field(default=None)))
+    for name, hint in argument_hints(target, arguments, given).items():
+        needed = name not in parameters or parameters[name].default is inspect.Parameter.empty
+        fields.append((name, hint) if needed else (name, hint, field(default=None)))
     # The signature as a schema: the errors are those of every other setting.
     fields.sort(key=len)
     group, last = setting.split(".")
@@ -135,6 +124,31 @@ def check_arguments(
     values = {group: {last: dict(arguments)}}
     built = getattr(getattr(build(schema, values, lambda key: f" in {class_path}"), group), last)
     return {name: getattr(built, name) for name in arguments}
+
+
+def argument_hints(
+    target: Callable[..., Any], named: Iterable[str], given: Collection[str] = ()
+) -> dict[str, Any]:
+    """The types of what a class or function may be given, by name.
+
+    Args:
+        target: class or function.
+        named: what a user gives, any of which is taken where it takes `**more`.
+        given: parameters that are filled in by the command.
+    """
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # annotations that cannot be read say nothing
+        hints = {}
+    found: dict[str, Any] = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        if name in given or parameter.kind is parameter.VAR_POSITIONAL:
+            continue
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= {extra: Argument for extra in named if extra not in (*found, *given)}
+        else:
+            found[name] = _hint(hints.get(name))
+    return found
 
 
 def _hint(hint: Any) -> Any:
@@ -186,12 +200,11 @@ def kind_of(value: Any) -> str:
 def class_paths(config: TrainConfig) -> dict[str, str]:
     """The class paths in the settings of a run: path → the setting that names it."""
     found = {}
-    if isinstance(config.model, OwnModelConfig):
+    if isinstance(config.model, OwnClassConfig):
         found[config.model.class_path] = "model.class_path"
     if isinstance(config.objective, OwnObjectiveConfig):
         found[config.objective.class_path] = "objective.class_path"
-    if isinstance(config.evaluation, EvaluationConfig):
-        found |= dict.fromkeys(config.evaluation.metrics, "evaluation.metrics")
+    found |= dict.fromkeys(config.evaluation.metrics, "evaluation.metrics")
     if config.data.class_path is not None:
         found[config.data.class_path] = "data.class_path"
     return found

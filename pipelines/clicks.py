@@ -8,10 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines.checking import ConfigError, nearest
+from pipelines.checking import ConfigError, build, nearest
 from pipelines.entry import shipped
 from pipelines.fitting import SMALLER_IS_BETTER, click_batches, fit_model
 from pipelines.judging import about_intervals, check_resamples, digest_of, make_split, say, shown
+from pipelines.own import metric_of
+from pipelines.own_clicks import (
+    check_click_metrics,
+    fields_of,
+    length_seen,
+    own_click_metrics,
+    own_ranker,
+)
 from pipelines.paths import cache_dir
 from pipelines.schemas import (
     CandidatesConfig,
@@ -24,8 +32,10 @@ from pipelines.schemas import (
     LeaveOneOutConfig,
     LogisticRegressionConfig,
     MeanPoolingConfig,
-    NextItemModelConfig,
     ObjectiveConfig,
+    OwnClassConfig,
+    OwnObjectiveConfig,
+    OwnRankerConfig,
     RankerConfig,
     ShareConfig,
     SplitConfig,
@@ -37,6 +47,7 @@ if TYPE_CHECKING:
     import polars as pl
     from torch import nn
 
+    from recsys.evaluation.click_report import ClickMetric
     from recsys.histories.audit import Finding
     from recsys.histories.clicks import ClickQuestions, ClickSplit
     from recsys.histories.features import EncodedColumns, Feature, FittedFeatures
@@ -49,6 +60,7 @@ RANKERS = {
     "mean_pooling": "Mean pooling",
     "logistic_regression": "Logistic regression",
 }
+OF_CLICKS = (*RANKERS, "own_ranker")
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,11 @@ class ClickJudge:
         return "-".join(parts)
 
     @property
+    def own_metrics(self) -> Mapping[str, ClickMetric]:
+        """Metrics of one's own, by name."""
+        return own_click_metrics(self.evaluation.metrics)
+
+    @property
     def legend(self) -> str:
         """The protocol in words."""
         return self.split.in_words + self.trained_on
@@ -135,9 +152,11 @@ class ClickJudge:
             ks=self.evaluation.ks,
             weighting=self.evaluation.gauc_weighting,
             bins=self.evaluation.calibration_bins,
+            own=self.own_metrics,
         )
         named = {self.name(stage, metric): value for metric, value in values.items()}
-        return named, per_question_click_frame(questions, probabilities, self.store), {}
+        frame = per_question_click_frame(questions, probabilities, self.store, self.own_metrics)
+        return named, frame, {}
 
     def unknown_values(self, stage: str) -> dict[str, int]:
         """How many questions hold a value that training did not know, by feature."""
@@ -157,14 +176,15 @@ def check_kinds(config: TrainConfig) -> None:
     Raises:
         ConfigError: naming the group and its right choice.
     """
-    clicks = config.model.name in RANKERS
+    clicks = config.model.name in OF_CLICKS
     kind = "clicks" if clicks else "next_item"
     wanted = {
         "questions": (config.questions.name == kind, kind),
         "trainer": (config.trainer.name == kind, kind),
         "evaluation": (config.evaluation.name == kind, kind),
         "objective": (
-            isinstance(config.objective, CrossEntropyConfig) == clicks,
+            isinstance(config.objective, OwnObjectiveConfig)
+            or isinstance(config.objective, CrossEntropyConfig) == clicks,
             "cross_entropy" if clicks else "full_softmax",
         ),
     }
@@ -172,9 +192,12 @@ def check_kinds(config: TrainConfig) -> None:
         if not fits:
             chosen = getattr(config, group).name
             asked = "clicks" if clicks else "the next item"
+            other = ""
+            if isinstance(config.model, OwnClassConfig) and config.questions.name != kind:
+                other = f", or model={'own' if clicks else 'own_ranker'}"
             raise ConfigError(
                 f"{group}={chosen} does not go with model={config.model.name}, which is asked "
-                f"about {asked}: take {group}={choice}"
+                f"about {asked}: take {group}={choice}{other}"
             )
 
 
@@ -193,7 +216,8 @@ def check_click_evaluation(evaluation: ClickEvaluationConfig, monitor: str | Non
             f"evaluation.calibration_bins must be at least 1, not {evaluation.calibration_bins}"
         )
     check_resamples(evaluation.resamples)
-    known = ["auc", "gauc", *SMALLER_IS_BETTER]
+    check_click_metrics(evaluation.metrics)
+    known = ["auc", "gauc", *SMALLER_IS_BETTER, *map(metric_of, evaluation.metrics)]
     known += [f"{kind}_{k}" for k in evaluation.ks for kind in ("request_ndcg", "request_mrr")]
     if monitor is not None and monitor not in known:
         hint = nearest(monitor, known) or f" Known: {', '.join(known)}."
@@ -231,6 +255,7 @@ def check_defined(monitor: str, asked: ClickQuestions, evaluation: ClickEvaluati
         ks=evaluation.ks,
         weighting=evaluation.gauc_weighting,
         bins=evaluation.calibration_bins,
+        own=own_click_metrics(evaluation.metrics),
     )
     if not np.isfinite(values[monitor]):
         raise ConfigError(
@@ -245,6 +270,8 @@ def check_regularisers(objective: ObjectiveConfig) -> None:
     Raises:
         ConfigError: naming the setting.
     """
+    if isinstance(objective, OwnObjectiveConfig):
+        return  # which has none
     assert isinstance(objective, CrossEntropyConfig)
     for name in ("l2", "mini_batch_aware"):
         if getattr(objective, name) < 0:
@@ -401,7 +428,7 @@ def click_judge(
     from recsys.histories.features import fit_features
 
     questions, ranker = config.questions, config.model
-    assert isinstance(questions, ClicksConfig) and not isinstance(ranker, NextItemModelConfig)
+    assert isinstance(questions, ClicksConfig) and isinstance(ranker, RankerConfig)
     measured = evaluation or config.evaluation
     assert isinstance(measured, ClickEvaluationConfig)
     split = split or config.split
@@ -421,7 +448,7 @@ def click_judge(
         f"time-{split.target}" if isinstance(split, TimeConfig) else split.name,
         features,
         features.columns(store),
-        ranker.max_length,
+        length_seen(ranker, features.sizes),
         measured,
         chosen_by=chosen_by,
     )
@@ -433,10 +460,9 @@ def ranker_arguments(
     """The constructor's arguments."""
     arguments = asdict(config)
     del arguments["name"]
-    fields = {
-        f"{of}_fields": dict(sizes.get(of, {})) for of in ("user", "item", "event", "context")
-    }
-    return {"catalogue_size": catalogue_size, **fields, **arguments}
+    if isinstance(config, OwnRankerConfig):
+        arguments = config.arguments
+    return {"catalogue_size": catalogue_size, **fields_of(sizes), **arguments}
 
 
 def make_ranker(
@@ -459,6 +485,8 @@ def make_ranker(
         "logistic_regression": LogisticRegression,
     }
     torch.manual_seed(seed)
+    if isinstance(config, OwnRankerConfig):
+        return own_ranker(config, catalogue_size, sizes)
     return kinds[config.name](**ranker_arguments(config, catalogue_size, sizes))
 
 
@@ -467,14 +495,24 @@ def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Modu
 
     The two that are trained see the run's own training settings, but that logistic regression is
     not regularised; where the split is refitted, each is too, for its own best epochs. They come
-    from the cache where it has them.
+    from the cache where it has them. Beside a ranker of one's own mean pooling has the size that we
+    ship, and beside an objective of one's own both have cross-entropy as we ship it.
 
     Args:
         config: of the run.
         judge: asks the questions.
+
+    Raises:
+        ConfigError: the monitor is a metric that is not measured here.
     """
     from recsys.models.baselines.click_means import ItemUserMeans
 
+    mine = {metric_of(path) for path in config.evaluation.metrics}
+    if (monitor := config.trainer.monitor) in mine - judge.own_metrics.keys():
+        raise ConfigError(
+            f"the baselines are chosen by {monitor}, which chose the model too: keep it among "
+            "evaluation.metrics, or take evaluation.baselines=false"
+        )
     training = judge.split.training_questions(0)
     means = ItemUserMeans().fit(
         training.users,
@@ -485,10 +523,16 @@ def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Modu
     )
     beside: dict[str, nn.Module | ItemUserMeans] = {means.name: means}
     kinds: list[RankerConfig] = []
-    model = config.model
-    assert not isinstance(model, NextItemModelConfig)
+    model, objective = config.model, config.objective
+    assert isinstance(model, RankerConfig)
+    if isinstance(objective, OwnObjectiveConfig):
+        objective = build(CrossEntropyConfig, shipped("objective", "cross_entropy"), lambda key: "")
     if not isinstance(model, LogisticRegressionConfig):
-        kinds.append(LogisticRegressionConfig("logistic_regression", model.max_length))
+        kinds.append(LogisticRegressionConfig("logistic_regression", judge.max_length))
+    if isinstance(model, OwnRankerConfig):
+        usual = shipped("model", "mean_pooling") | {"max_length": judge.max_length}
+        del usual["defaults"]
+        kinds.append(build(MeanPoolingConfig, usual, lambda key: ""))
     if isinstance(model, DINConfig):
         kinds.append(
             MeanPoolingConfig(
@@ -508,8 +552,9 @@ def click_baselines(config: TrainConfig, judge: ClickJudge) -> dict[str, nn.Modu
     unregularised = CrossEntropyConfig("cross_entropy", l2=0.0, mini_batch_aware=0.0)
     for kind in kinds:
         linear = isinstance(kind, LogisticRegressionConfig)
-        objective = unregularised if linear else config.objective
-        own = replace(config, model=kind, objective=objective, refit=None)
+        own = replace(
+            config, model=kind, objective=unregularised if linear else objective, refit=None
+        )
         if judge.chosen_by is not None:
             own = replace(own, refit=trained_baseline(own, judge.chosen_by)[1])
         beside[RANKERS[kind.name]] = trained_baseline(own, judge)[0]
@@ -530,8 +575,10 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> tuple[nn.Module,
     if trainer.monitor.startswith("request_") and int(cut) not in judge.evaluation.ks:
         ks = sorted({*judge.evaluation.ks, int(cut)})  # what chooses need not be reported
         judge = replace(judge, evaluation=replace(judge.evaluation, ks=ks))
-    assert not isinstance(model_config, NextItemModelConfig)
+    assert isinstance(model_config, RankerConfig)
     assert isinstance(trainer, ClickTrainerConfig)
+    # What a metric of one's own chose is not kept: its code may be another one tomorrow.
+    kept = bool(judge.store.fingerprint) and trainer.monitor not in judge.own_metrics
     identity = click_batches(config, judge).identity()
     made_from = {
         "version": CLICK_BASELINE_VERSION,
@@ -550,7 +597,7 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> tuple[nn.Module,
     }
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir() / "baselines" / key
-    if judge.store.fingerprint:
+    if kept:
         try:
             model, described = load_model(folder)
             return model, int(described["epoch"])
@@ -568,7 +615,8 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> tuple[nn.Module,
     interrupted.unlink(missing_ok=True)
     arguments = ranker_arguments(model_config, judge.store.catalogue_size, sizes)
     facts = {"made_from": made_from, "epoch": fitted.best_epoch}
-    save_model(folder, model, arguments, facts)
+    if kept:
+        save_model(folder, model, arguments, facts)
     return model.eval(), fitted.best_epoch
 
 
@@ -584,6 +632,7 @@ def click_columns(judge: ClickJudge) -> dict[str, str]:
     if bool((judge.split.test.requests >= 0).any()):
         k = 10 if 10 in judge.evaluation.ks else max(judge.evaluation.ks)
         labels |= {f"request_ndcg_{k}": f"NDCG@{k}", f"request_mrr_{k}": f"MRR@{k}"}
+    labels |= {name: name.replace("_", " ") for name in judge.own_metrics}
     return {judge.name("test", metric): label for metric, label in labels.items()}
 
 

@@ -165,6 +165,7 @@ def intervals_of(
         weighting=judge.evaluation.gauc_weighting,
         bins=judge.evaluation.calibration_bins,
         resamples=judge.evaluation.resamples,
+        own=judge.own_metrics if metrics is None else {},
     )
 
 

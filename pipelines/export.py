@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from pipelines.class_paths import check_consent
 from pipelines.entry import main
@@ -48,9 +49,8 @@ def run(config: ExportConfig) -> None:
         from recsys.histories.features import FittedFeatures
 
         features = FittedFeatures.load(folder / "features.json")
-        program = export_ranker(
-            model, example_batch(features, described["arguments"]["max_length"])
-        )
+        length: Any = model.max_length
+        program = export_ranker(model, example_batch(features, length))
     else:
         program = export_next_item(model)
     say(f"{described['name']} of {named}: tracing …")

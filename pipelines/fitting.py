@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 from pipelines.checking import ConfigError
 from pipelines.judging import Judge, say, show_progress
 from pipelines.own import own_objective, touches_every_row
+from pipelines.own_clicks import check_regularised, own_click_objective
 from pipelines.schemas import (
     ClickTrainerConfig,
     CrossEntropyConfig,
     FullSoftmaxConfig,
+    NextItemModelConfig,
     NextItemTrainerConfig,
     ObjectiveConfig,
     OwnModelConfig,
     OwnObjectiveConfig,
+    OwnRankerConfig,
     TrainConfig,
     TrainerConfig,
 )
@@ -184,16 +187,20 @@ def _clicks(
     from recsys.objectives.clicks import MiniBatchAware, OccurrenceDecay, binary_cross_entropy
     from recsys.training.click_task import ClickTask
 
-    objective = config.objective
-    assert isinstance(objective, CrossEntropyConfig)
+    objective, own = config.objective, config.model
     batches = click_batches(config, judge)
+    choose_rows(config, model)
+    how = optimization_of(config.trainer, len(batches))
+    if isinstance(objective, OwnObjectiveConfig):
+        return ClickTask(model, own_click_objective(objective), None, how), batches
+    assert isinstance(objective, CrossEntropyConfig)
     penalty: nn.Module | None = None
+    if isinstance(own, OwnRankerConfig):
+        check_regularised(own, model, objective)
     if objective.l2 > 0:
         penalty = OccurrenceDecay(objective.l2)
     elif objective.mini_batch_aware > 0:
         penalty = MiniBatchAware(objective.mini_batch_aware, occurrences_of_items(judge))
-    choose_rows(config, model)
-    how = optimization_of(config.trainer, len(batches))
     return ClickTask(model, binary_cross_entropy, penalty, how), batches
 
 
@@ -206,7 +213,9 @@ def choose_rows(config: TrainConfig, model: nn.Module) -> None:
     from recsys.training.touched_rows import choose_row_updates
 
     every_row = isinstance(config.objective, FullSoftmaxConfig)
-    if isinstance(config.objective, OwnObjectiveConfig):
+    if isinstance(config.objective, OwnObjectiveConfig) and isinstance(
+        config.model, NextItemModelConfig
+    ):
         every_row = touches_every_row(config.objective)
         if every_row and config.trainer.row_updates == "touched":
             raise ConfigError(
@@ -219,6 +228,8 @@ def choose_rows(config: TrainConfig, model: nn.Module) -> None:
         own: Any = model
         table = own.item_table()
         every_row = every_row or all(table is not parameter for parameter in model.parameters())
+    if isinstance(config.model, OwnRankerConfig) and config.trainer.row_updates == "auto":
+        every_row = True  # nobody knows what else it does with its tables
     choose_row_updates(model, config.trainer.row_updates, every_row)
 
 

@@ -1,9 +1,12 @@
-"""Models, objectives, metrics and logs of one's own package: tried out before any work starts."""
+"""Models, objectives, metrics and logs of one's own package: tried out before any work starts.
+
+Of rankers, and what goes with them, `pipelines.own_clicks` tells.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,11 +22,17 @@ from pipelines.class_paths import (
     package,
     said,
 )
-from pipelines.schemas import DataConfig, OwnModelConfig, OwnObjectiveConfig, TrainConfig
+from pipelines.schemas import (
+    DataConfig,
+    OwnClassConfig,
+    OwnModelConfig,
+    OwnObjectiveConfig,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
+    from torch import Tensor, nn
 
     from recsys.evaluation.metrics import Metric
     from recsys.logs.schema import Columns
@@ -40,6 +49,8 @@ TAKEN_METRICS = (
     "diversity",
     "genre_calibration",
 )
+OF_THE_STORE = ("catalogue_size",)
+KEPT = "what it learns or draws must be a parameter or a buffer"
 TAKEN_MODELS = ("Popularity", "Markov", "ItemKNN", "EASE", "iALS")
 
 
@@ -54,13 +65,30 @@ def own_model(config: OwnModelConfig, catalogue_size: int) -> nn.Module:
     """
     found = model_class(config)
     path = config.class_path
-    taken = check_arguments(found, config.arguments, "model.arguments", path, ("catalogue_size",))
+    taken = check_arguments(found, config.arguments, "model.arguments", path, OF_THE_STORE)
     try:
         return found(catalogue_size=catalogue_size, **taken)
     except Exception as error:
         raise ConfigError(f"model.arguments: {path} cannot be made of them. {said(error)}") from (
             error
         )
+
+
+def module_class(config: OwnClassConfig) -> type[nn.Module]:
+    """The class, once it is one of a torch module.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    from torch import nn
+
+    found = find(config.class_path, "model.class_path")
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise ConfigError(
+            f"model.class_path={config.class_path} is {kind_of(found)}: a model is a class that "
+            f"inherits from torch.nn.Module; {SEE}"
+        )
+    return found
 
 
 def model_class(config: OwnModelConfig) -> type[nn.Module]:
@@ -71,13 +99,7 @@ def model_class(config: OwnModelConfig) -> type[nn.Module]:
     """
     from torch import nn
 
-    path = config.class_path
-    found = find(path, "model.class_path")
-    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        raise ConfigError(
-            f"model.class_path={path} is {kind_of(found)}: a model is a class that inherits from "
-            f"torch.nn.Module; {SEE}"
-        )
+    path, found = config.class_path, module_class(config)
     lacking = [name for name in ("encode", "item_table") if not hasattr(found, name)]
     if found.forward is nn.Module.forward:
         lacking.insert(0, "forward")
@@ -85,7 +107,7 @@ def model_class(config: OwnModelConfig) -> type[nn.Module]:
         raise ConfigError(
             f"model.class_path={path} has no {' and no '.join(lacking)}: a next-item model gives "
             f"hidden states (forward), vectors of histories (encode) and of items (item_table); "
-            f"{SEE}. Rankers of one's own cannot be trained by class path"
+            f"{SEE}. A ranker, which is asked about clicks, is model=own_ranker"
         )
     if "catalogue_size" not in inspect.signature(found).parameters:
         raise ConfigError(
@@ -109,16 +131,10 @@ def try_model(config: OwnModelConfig) -> None:
     import torch
 
     from recsys.batch import HistoryBatch
-    from recsys.training.saved_model import load_model, save_model
 
     path, V = config.class_path, 4
     model: Any = own_model(config, V).eval()
-    length = getattr(model, "max_length", None)
-    if type(length) is not int or length < 1:
-        raise ConfigError(
-            f"{path}: its attribute max_length must be the number of newest events it sees, at "
-            f"least 1, not {length!r}"
-        )
+    length = length_of(model, path)
     items_BL = torch.tensor([[1, 3], [2, 0], [0, 0]])[:, : min(2, length)]
     lengths_B = (items_BL > 0).sum(1)
     batch, T = HistoryBatch(items_BL, lengths_B), int(lengths_B.sum())
@@ -144,19 +160,43 @@ def try_model(config: OwnModelConfig) -> None:
                 f"{path}: {name} gave numbers that are not finite, for histories of "
                 f"{lengths_B.tolist()} events"
             )
-    arguments = {"catalogue_size": V, **config.arguments}
+    again = saved_and_loaded(model, {"catalogue_size": V, **config.arguments}, path)
+    with torch.no_grad():
+        if not torch.equal(again.encode(batch), encoded):
+            raise ConfigError(
+                f"{path}: saved and loaded again it encodes histories otherwise: {KEPT}"
+            )
+
+
+def length_of(model: nn.Module, path: str) -> int:
+    """How many of the newest events a model sees.
+
+    Raises:
+        ConfigError: it does not say it.
+    """
+    length = getattr(model, "max_length", None)
+    if type(length) is not int or length < 1:
+        raise ConfigError(
+            f"{path}: its attribute max_length must be the number of newest events it sees, at "
+            f"least 1, not {length!r}"
+        )
+    return length
+
+
+def saved_and_loaded(model: nn.Module, arguments: Mapping[str, Any], path: str) -> Any:
+    """The same model by way of a file.
+
+    Raises:
+        ConfigError: there is no such way.
+    """
+    from recsys.training.saved_model import load_model, save_model
+
     with TemporaryDirectory() as folder:
         try:
             save_model(Path(folder), model, arguments, {})
-            again: Any = load_model(Path(folder), [package(type(model).__module__)])[0]
+            return load_model(Path(folder), [package(type(model).__module__)])[0]
         except Exception as error:
             raise ConfigError(f"{path} cannot be saved and loaded again. {said(error)}") from error
-        with torch.no_grad():
-            if not torch.equal(again.encode(batch), encoded):
-                raise ConfigError(
-                    f"{path}: saved and loaded again it encodes histories otherwise: what it "
-                    "learns or draws must be a parameter or a buffer"
-                )
 
 
 def _called(path: str, name: str, call: Callable[[], Any]) -> Any:
@@ -177,6 +217,10 @@ def _called(path: str, name: str, call: Callable[[], Any]) -> Any:
 
 # --- objectives ---
 
+KNOWN_TO_OBJECTIVES = ("item_counts_V", "touched_rows")
+OF_NEXT_ITEMS = ("hidden_TD", "table_VD", "targets_T")
+OF_CLICKS = ("logits_B", "labels_B")
+
 
 def own_objective(
     config: OwnObjectiveConfig, item_counts_V: np.ndarray, touched_rows: bool
@@ -188,37 +232,86 @@ def own_objective(
     """
     import torch
 
+    known = (torch.from_numpy(item_counts_V), touched_rows)
+    beside = dict(zip(KNOWN_TO_OBJECTIVES, known, strict=True))
+    made: Objective = made_objective(config, OF_NEXT_ITEMS, beside)
+    return made
+
+
+def objective_target(
+    config: OwnObjectiveConfig, takes: Sequence[str], known: Collection[str] = ()
+) -> tuple[Callable[..., Any], list[str]]:
+    """The function or class, and which of its parameters are no arguments of the settings.
+
+    Args:
+        config: names it.
+        takes: what an objective is a function of.
+        known: what a class's constructor gets if it asks for it.
+
+    Raises:
+        ConfigError: no such function or class, or one of too few parameters.
+    """
+    path, wanted = config.class_path, f"a function of ({', '.join(takes)})"
+    found = find_callable(path, "objective.class_path", wanted)
+    parameters = inspect.signature(found).parameters
+    if inspect.isclass(found):
+        return found, [name for name in known if name in parameters]
+    needed = needed_in_order(found)
+    if len(needed) < len(takes):
+        other = OF_CLICKS if takes == OF_NEXT_ITEMS else OF_NEXT_ITEMS
+        kind = "clicks" if other == OF_CLICKS else "next items"
+        raise ConfigError(
+            f"objective.class_path={path} takes {len(needed)} arguments: an objective is {wanted}, "
+            f"or where {kind} are asked of ({', '.join(other)}); {SEE}"
+        )
+    return found, list(parameters)[: len(takes)]
+
+
+def needed_in_order(function: Callable[..., Any]) -> list[str]:
+    """The parameters that a call must fill by their order."""
+    return [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+
+
+def made_objective(
+    config: OwnObjectiveConfig, takes: Sequence[str], known: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """What gives the loss.
+
+    Args:
+        config: names function or class, and its arguments.
+        takes: what an objective is a function of.
+        known: what a class's constructor gets if it asks for it.
+
+    Raises:
+        ConfigError: no such function or class, or arguments that it does not take.
+    """
+    import torch
+
     path, setting = config.class_path, "objective.arguments"
-    found = find_callable(
-        path, "objective.class_path", "a function of (hidden_TD, table_VD, targets)"
-    )
-    names = list(inspect.signature(found).parameters)
-    if not inspect.isclass(found):
-        if len(names) < 3:
-            raise ConfigError(
-                f"objective.class_path={path} takes {len(names)} arguments: an objective is a "
-                f"function of (hidden_TD, table_VD, targets_T); {SEE}"
-            )
-        taken = check_arguments(found, config.arguments, setting, path, names[:3])
-        return partial(found, **taken) if taken else found
-    known = {"item_counts_V": torch.from_numpy(item_counts_V), "touched_rows": touched_rows}
-    given = {name: value for name, value in known.items() if name in names}
+    found, given = objective_target(config, takes, known)
     taken = check_arguments(found, config.arguments, setting, path, given)
+    if not inspect.isclass(found):
+        return partial(found, **taken) if taken else found
     try:
-        made = found(**given, **taken)
+        made = found(**{name: known[name] for name in given}, **taken)
     except Exception as error:
         raise ConfigError(f"{setting}: {path} cannot be made of them. {said(error)}") from error
     if not callable(made):
         raise ConfigError(
             f"objective.class_path={path} is a class whose objects cannot be called with "
-            f"(hidden_TD, table_VD, targets_T); {SEE}"
+            f"({', '.join(takes)}); {SEE}"
         )
     if isinstance(made, torch.nn.Module) and any(True for _ in made.parameters()):
         raise ConfigError(
             f"objective.class_path={path} has parameters: only the model's are trained, so they "
             "belong there"
         )
-    objective: Objective = made
+    objective: Callable[..., Any] = made
     return objective
 
 
@@ -237,15 +330,35 @@ def try_objective(config: OwnObjectiveConfig) -> None:
     import numpy as np
     import torch
 
-    path, V = config.class_path, 6
+    V = 6
     objective = own_objective(config, np.array([0, *[1] * (V - 1)]), touched_rows=False)
-    hidden_TD, table_VD = torch.randn(4, 8), torch.randn(V, 8)
-    hidden_TD.requires_grad_()
+    hidden_TD = torch.randn(4, 8).requires_grad_()
+    others = torch.randn(V, 8).requires_grad_(), torch.tensor([1, 5, 2, 2])
+    check_loss(config, "hidden states", hidden_TD, lambda: objective(hidden_TD, *others))
+
+
+def check_loss(
+    config: OwnObjectiveConfig, what: str, inputs: Tensor, call: Callable[[], object]
+) -> None:
+    """Refuses anything but a mean loss that can be made smaller.
+
+    Args:
+        config: names the objective.
+        what: the inputs are, in words.
+        inputs: that the model gives, four of them.
+        call: gives the loss.
+
+    Raises:
+        ConfigError: saying what it gave.
+    """
+    import torch
+
+    path = config.class_path
     try:
-        loss = objective(hidden_TD, table_VD.requires_grad_(), torch.tensor([1, 5, 2, 2]))
+        loss = call()
     except Exception as error:
         raise ConfigError(
-            f"objective.class_path={path} failed on four hidden states. {said(error)}"
+            f"objective.class_path={path} failed on four {what}. {said(error)}"
         ) from error
     wanted = "an objective gives the mean loss, a tensor without dimensions"
     if not isinstance(loss, torch.Tensor) or loss.ndim:
@@ -253,10 +366,10 @@ def try_objective(config: OwnObjectiveConfig) -> None:
         raise ConfigError(f"objective.class_path={path} gave {given}: {wanted}; {SEE}")
     if not loss.is_floating_point() or not torch.isfinite(loss):
         raise ConfigError(f"objective.class_path={path} gave {loss.item()}: {wanted}; {SEE}")
-    if not loss.requires_grad or torch.autograd.grad(loss, hidden_TD, allow_unused=True)[0] is None:
+    if not loss.requires_grad or torch.autograd.grad(loss, inputs, allow_unused=True)[0] is None:
         raise ConfigError(
-            f"objective.class_path={path} gave a loss that does not depend on the hidden states: "
-            "there is nothing to learn from"
+            f"objective.class_path={path} gave a loss that does not depend on the {what}: there is "
+            "nothing to learn from"
         )
 
 
@@ -300,12 +413,26 @@ def check_metrics(own: Sequence[str]) -> None:
     """
     from recsys.evaluation.metrics import METRICS
 
+    for path in own:
+        _metric(path)
+    check_names(own, (*METRICS, *TAKEN_METRICS))
+
+
+def check_names(own: Sequence[str], taken: Collection[str]) -> None:
+    """Refuses metrics that tables could not tell apart.
+
+    Args:
+        own: class paths of metrics.
+        taken: names that tables have already.
+
+    Raises:
+        ConfigError: naming the metric.
+    """
     names = [metric_of(path) for path in own]
     for path, name in zip(own, names, strict=True):
-        _metric(path)
         if not name.isascii():
             raise ConfigError(f"evaluation.metrics={path}: MLflow takes no such name as '{name}'")
-        if name in METRICS or name in TAKEN_METRICS:
+        if name in taken:
             raise ConfigError(
                 f"evaluation.metrics={path}: '{name}' is a name that tables have already; call the "
                 "function otherwise"
@@ -314,14 +441,24 @@ def check_metrics(own: Sequence[str]) -> None:
             raise ConfigError(f"evaluation.metrics: two metrics are called '{name}'")
 
 
+def metric_function(path: str, takes: str) -> Callable[..., Any]:
+    """What measures, in a call with (`takes`).
+
+    Raises:
+        ConfigError: no such function.
+    """
+    wanted = f"a function of ({takes}) that gives one number a question"
+    metric = find_callable(path, "evaluation.metrics", wanted)
+    if inspect.isclass(metric):
+        raise ConfigError(f"evaluation.metrics={path} is a class, not {wanted}; {SEE}")
+    return metric
+
+
 @cache
 def _metric(path: str) -> Metric:
     from recsys.evaluation.metrics import EXAMPLE, checked
 
-    wanted = "a function of (answers, k) that gives one number a question"
-    metric: Metric = find_callable(path, "evaluation.metrics", wanted)
-    if inspect.isclass(metric):
-        raise ConfigError(f"evaluation.metrics={path} is a class, not {wanted}; {SEE}")
+    metric: Metric = metric_function(path, "answers, k")
     for k in (1, 10):
         try:
             values = metric(EXAMPLE, k)

@@ -111,7 +111,7 @@ def run(config: RecommendConfig) -> None:
         from recsys.training.saved_model import load_model
 
         scorer = RankerScorer(
-            load_model(folder)[0],
+            load_model(folder, config.trusted_modules)[0],
             reading.features,
             trained.questions.history,
             store,

@@ -352,10 +352,31 @@ class OwnModelConfig:
     arguments: dict[str, Argument]
 
 
+@dataclass(frozen=True)
+class OwnRankerConfig:
+    """A ranker, which is asked about clicks, of one's own package (docs/extending.md).
+
+    Attributes:
+        name: of the choice.
+        class_path: of a class, such as mypackage.rankers.Interest.
+        arguments: of its constructor, beside `catalogue_size` and the sizes of the fields.
+    """
+
+    name: Literal["own_ranker"]
+    class_path: str
+    arguments: dict[str, Argument]
+
+
+OwnClassConfig = OwnModelConfig | OwnRankerConfig
 NextItemModelConfig = SASRecConfig | OwnModelConfig
-RankerConfig = DINConfig | MeanPoolingConfig | LogisticRegressionConfig
+RankerConfig = DINConfig | MeanPoolingConfig | LogisticRegressionConfig | OwnRankerConfig
 ModelConfig = (
-    SASRecConfig | OwnModelConfig | DINConfig | MeanPoolingConfig | LogisticRegressionConfig
+    SASRecConfig
+    | OwnModelConfig
+    | DINConfig
+    | MeanPoolingConfig
+    | LogisticRegressionConfig
+    | OwnRankerConfig
 )
 
 
@@ -459,12 +480,13 @@ class CrossEntropyConfig:
 
 @dataclass(frozen=True)
 class OwnObjectiveConfig:
-    """An objective of next-item models of one's own package (docs/extending.md).
+    """An objective of one's own package (docs/extending.md).
 
     Attributes:
         name: of the choice.
-        class_path: of a function of (hidden_TD, table_VD, targets_T), or of a class of such.
-        arguments: of the function, beside these three, or of the class.
+        class_path: of a function of (hidden_TD, table_VD, targets_T), of clicks one of
+            (logits_B, labels_B), or of a class of such.
+        arguments: of the function, beside these, or of the class.
     """
 
     name: Literal["own"]
@@ -670,6 +692,8 @@ class ClickEvaluationConfig:
         resamples: draws of users behind each interval; 0 gives none.
         explained_users: a sample whose histories and candidates `explain.html` shows; 0 leaves it
             out.
+        metrics: functions of one's own package that are measured too, more being better, such as
+            [mypackage.metrics.profit] (docs/extending.md).
     """
 
     name: Literal["clicks"]
@@ -680,6 +704,7 @@ class ClickEvaluationConfig:
     cohorts: list[str] = field(default_factory=list)
     resamples: int = 0
     explained_users: int = 0
+    metrics: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -834,19 +859,23 @@ class SearchConfig:
     step: float | None = None
 
 
+Searched = SearchConfig | dict[str, SearchConfig]  # a setting, or the arguments of one's own class
+
+
 @dataclass(frozen=True)
 class SpaceConfig:
     """The settings of train that a study searches, by the group they are of.
 
     Attributes:
-        model: settings of the model, such as `width: {choices: [32, 64]}`.
+        model: settings of the model, such as `width: {choices: [32, 64]}`; of one of one's own
+            `arguments: {width: {choices: [32, 64]}}`.
         objective: settings of the objective.
         trainer: settings of the trainer, such as
             `learning_rate: {low: 0.0001, high: 0.01, log: true}`.
     """
 
-    model: dict[str, SearchConfig] = field(default_factory=dict)
-    objective: dict[str, SearchConfig] = field(default_factory=dict)
+    model: dict[str, Searched] = field(default_factory=dict)
+    objective: dict[str, Searched] = field(default_factory=dict)
     trainer: dict[str, SearchConfig] = field(default_factory=dict)
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.checking import ConfigError, build
 from pipelines.class_paths import check_trusted, class_paths
 from pipelines.clicks import (
+    OF_CLICKS,
     RANKERS,
     ClickJudge,
     check_candidates,
@@ -67,6 +68,7 @@ from pipelines.judging import (
     table,
 )
 from pipelines.own import own_model, try_own
+from pipelines.own_clicks import try_click_objective, try_ranker
 from pipelines.paths import cache_dir, outbox_dir
 from pipelines.result import check_result_path, peak_memory_gb, write_result
 from pipelines.runs import (
@@ -82,7 +84,11 @@ from pipelines.schemas import (
     ClicksConfig,
     EvaluationConfig,
     NextItemModelConfig,
+    OwnClassConfig,
     OwnModelConfig,
+    OwnObjectiveConfig,
+    OwnRankerConfig,
+    RankerConfig,
     TrainConfig,
 )
 from pipelines.serving import how_to_serve, make_servable
@@ -225,7 +231,7 @@ def final_table(judge: Judge | ClickJudge, rows: list[dict[str, Any]], title: st
 
 def job(config: TrainConfig) -> Judge | ClickJudge:
     """The questions of a model, once everything about the settings has been checked."""
-    return click_job(config) if config.model.name in RANKERS else next_item_job(config)
+    return click_job(config) if config.model.name in OF_CLICKS else next_item_job(config)
 
 
 def next_item_job(config: TrainConfig) -> Judge:
@@ -270,11 +276,17 @@ def click_job(config: TrainConfig) -> ClickJudge:
     """The questions of a ranker, once everything about the settings has been checked."""
     questions, evaluation, model = config.questions, config.evaluation, config.model
     assert isinstance(questions, ClicksConfig) and isinstance(evaluation, ClickEvaluationConfig)
-    assert not isinstance(model, NextItemModelConfig)
+    assert isinstance(model, RankerConfig)
     check_click_evaluation(evaluation, config.trainer.monitor)
     check_candidates(config.candidate_set)
     check_regularisers(config.objective)
-    make_ranker(model, 2, {}, config.seed)  # wrong arguments: said at once
+    # Wrong arguments: said at once.
+    if isinstance(config.objective, OwnObjectiveConfig):
+        try_click_objective(config.objective)
+    if isinstance(model, OwnRankerConfig):
+        try_ranker(config)
+    else:
+        make_ranker(model, 2, {}, config.seed)
     monitor = config.trainer.monitor
 
     def accept(store: HistoryStore) -> None:
@@ -305,7 +317,7 @@ def click_job(config: TrainConfig) -> ClickJudge:
 def untrained(config: TrainConfig, judge: Judge | ClickJudge) -> nn.Module:
     """The model of a run, with weights drawn by seed."""
     if isinstance(judge, ClickJudge):
-        assert not isinstance(config.model, NextItemModelConfig)
+        assert isinstance(config.model, RankerConfig)
         catalogue_size = judge.store.catalogue_size
         return make_ranker(config.model, catalogue_size, judge.features.sizes, config.seed)
     assert isinstance(config.model, NextItemModelConfig)
@@ -348,7 +360,7 @@ def train_and_judge(
     if isinstance(judge, ClickJudge):
         if config.evaluation.baselines:
             beside = click_baselines(config, judge)
-        assert not isinstance(config.model, NextItemModelConfig)
+        assert isinstance(config.model, RankerConfig)
         arguments = ranker_arguments(config.model, store.catalogue_size, judge.features.sizes)
     else:
         if config.evaluation.baselines:
@@ -425,7 +437,7 @@ MODEL_NAMES = {"sasrec": "SASRec", **RANKERS}
 def model_title(config: TrainConfig) -> str:
     """What the model is called in tables: one's own by the name of its class."""
     model = config.model
-    if isinstance(model, OwnModelConfig):
+    if isinstance(model, OwnClassConfig):
         return model.class_path.rpartition(".")[2]
     return MODEL_NAMES[model.name]
 
@@ -504,7 +516,7 @@ def run_title(config: TrainConfig) -> str:
 def sizes_of(config: TrainConfig) -> dict[str, Any]:
     """How large a model is, in its own words."""
     model = config.model
-    values = model.arguments if isinstance(model, OwnModelConfig) else vars(model)
+    values = model.arguments if isinstance(model, OwnClassConfig) else vars(model)
     return {name: values[name] for name in SIZES if name in values}
 
 

@@ -7,6 +7,8 @@ Examples:
   python -m pipelines.tune study=wide experiment=sasrec_ml1m test=false \
       space.model.heads.choices=[1,2,4] ~space.model.dropout
   python -m pipelines.tune study=clicks experiment=din_ml1m space=din
+  python -m pipelines.tune study=mine model=own model.class_path=shop.models.GRU space=own \
+      space.model.arguments.width.choices=[32,64]
 
 Optuna asks (TPE), each trial is composed as `train` would be, trained and validated; trials never
 see the test. From epoch prune_from on, a trial that is worse than the median of those before is
@@ -25,21 +27,41 @@ import shutil
 import sqlite3
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError, hints_of, nearest
+from pipelines.class_paths import argument_hints, check_arguments
 from pipelines.clicks import ClickJudge, check_kinds, check_regularisers
 from pipelines.entry import as_overrides, choices, compose, in_hydra, main
 from pipelines.fitting import SMALLER_IS_BETTER, fit_model, make_objective
 from pipelines.judging import Judge, say, share
+from pipelines.own import (
+    KNOWN_TO_OBJECTIVES,
+    OF_CLICKS,
+    OF_NEXT_ITEMS,
+    OF_THE_STORE,
+    model_class,
+    objective_target,
+)
+from pipelines.own_clicks import OF_THE_DATA, length_seen, ranker_class
 from pipelines.paths import cache_dir, outbox_dir, tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import name_dataset, start_run
-from pipelines.schemas import OwnModelConfig, SearchConfig, TrainConfig, TuneConfig
+from pipelines.schemas import (
+    OwnClassConfig,
+    OwnModelConfig,
+    OwnObjectiveConfig,
+    OwnRankerConfig,
+    RankerConfig,
+    SearchConfig,
+    Searched,
+    TrainConfig,
+    TuneConfig,
+)
 from pipelines.story import image
 from pipelines.train import (
     Book,
@@ -64,6 +86,7 @@ if TYPE_CHECKING:
 
 STUDY_VERSION = 1
 GROUPS = ("model", "objective", "trainer")
+ARGUMENTS = "arguments."  # of one's own class
 
 
 def run(config: TuneConfig) -> None:
@@ -73,7 +96,7 @@ def run(config: TuneConfig) -> None:
     base = training_config(config)
     check(config, base)
     space = distributions(config, base)
-    judge = job(base)
+    judge = job(trial_config(base, first_arguments(space)))
     with opened_study(config, judge) as study:
         done = study.user_attrs.get("tested")
         if done is not None and len(ended(study)) < config.trials:
@@ -173,27 +196,90 @@ def distributions(config: TuneConfig, base: TrainConfig) -> dict[str, BaseDistri
     tried: dict[str, list[Any]] = {}
     for group in GROUPS:
         part = getattr(base, group)
-        known = [field.name for field in fields(part) if field.name not in ("name", "monitor")]
-        for name, entry in getattr(config.space, group).items():
+        entries = entries_of(getattr(config.space, group))
+        known = searchable(part, base, entries)
+        for name, entry in entries.items():
             if name not in known:
-                near = nearest(name, known, f"space.{group}.") or f" Known: {', '.join(known)}."
-                if group == "model" and base.model.name in choices("space"):
-                    near += f" The space that is shipped for it is space={base.model.name}."
+                front = ARGUMENTS if hasattr(part, "arguments") else ""
+                bare = [setting.removeprefix(front) for setting in known]
+                near = nearest(name.removeprefix(front), bare, f"space.{group}.{front}")
+                near = near or f" Known: {', '.join(known) or 'none'}."
+                space = "own" if isinstance(part, OwnClassConfig) else part.name
+                if group == "model" and space in choices("space"):
+                    near += f" The space that is shipped for it is space={space}."
                 raise ConfigError(
                     f"space.{group}.{name}: {group}={part.name} has nothing of that name to "
                     f"search.{near}"
                 )
             key = f"{group}.{name}"
-            hint = hints_of(type(part), name)[0]
-            found[key] = distribution(key, entry, hint)
-            tried[key] = entry.choices or ends_of(entry, hint)
+            found[key] = distribution(key, entry, known[name])
+            tried[key] = entry.choices or ends_of(entry, known[name])
     if not found:
         raise ConfigError("space holds nothing to search: add space.model.width.choices=[32,64]")
     # Every value is composed once, the last ones of short lists again.
     for nth in range(max(map(len, tried.values()))):
         drawn = {key: values[min(nth, len(values) - 1)] for key, values in tried.items()}
-        check_trainer(trial_config(base, drawn))
+        trial = trial_config(base, drawn)
+        check_trainer(trial)
+        for group in ("model", "objective"):
+            part = getattr(trial, group)
+            if (own := own_target(part, trial)) is not None:
+                setting, path = f"{group}.arguments", part.class_path
+                check_arguments(own[0], part.arguments, setting, path, own[1])
     return found
+
+
+def entries_of(part: Mapping[str, Searched]) -> dict[str, SearchConfig]:
+    """What is searched of a group, by its setting: `arguments.width` of one's own class."""
+    found: dict[str, SearchConfig] = {}
+    for name, entry in part.items():
+        if isinstance(entry, SearchConfig):
+            found[name] = entry
+        else:
+            found |= {f"{name}.{inner}": one for inner, one in entry.items()}
+    return found
+
+
+def searchable(part: Any, base: TrainConfig, entries: Iterable[str]) -> dict[str, Any]:
+    """The settings of a group that can be searched, with their types.
+
+    Of one's own class those are its arguments, `arguments.width`, as its signature has them.
+    """
+    own = own_target(part, base)
+    if own is None:
+        names = [field.name for field in fields(part) if field.name not in ("name", "monitor")]
+        return {name: hints_of(type(part), name)[0] for name in names}
+    named = [name.removeprefix(ARGUMENTS) for name in entries if name.startswith(ARGUMENTS)]
+    hints = argument_hints(own[0], named, own[1])
+    return {ARGUMENTS + name: hint for name, hint in hints.items()}
+
+
+def own_target(part: Any, base: TrainConfig) -> tuple[Callable[..., Any], Collection[str]] | None:
+    """The class or function that a group names by class path, and what is no argument of it.
+
+    Raises:
+        ConfigError: there is none, or it is of another kind.
+    """
+    if isinstance(part, OwnModelConfig):
+        return model_class(part), OF_THE_STORE
+    if isinstance(part, OwnRankerConfig):
+        return ranker_class(part), OF_THE_DATA
+    if isinstance(part, OwnObjectiveConfig):
+        if isinstance(base.model, RankerConfig):
+            return objective_target(part, OF_CLICKS)
+        return objective_target(part, OF_NEXT_ITEMS, KNOWN_TO_OBJECTIVES)
+    return None
+
+
+def first_arguments(space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """A value of each argument that is searched, without which one's own class may not be made."""
+    from optuna.distributions import CategoricalDistribution
+
+    return {
+        key: drawn.choices[0] if isinstance(drawn, CategoricalDistribution) else drawn.low  # type: ignore[attr-defined]
+        for key, drawn in space.items()
+        if key.partition(".")[2].startswith(ARGUMENTS)
+    }
 
 
 def ends_of(entry: SearchConfig, hint: Any) -> list[float]:
@@ -354,7 +440,7 @@ def make_study(config: TuneConfig, judge: Judge | ClickJudge, path: Path) -> Stu
         "data": judge.store.fingerprint,
         "protocol": judge.protocol,
         "metric": metric,
-        "search space": flat(without_empty(asdict(config.space))),
+        "search space": searched(config),
         "settings": fixed_settings(config),
     }
     if (before := study.user_attrs.get("about")) is None:
@@ -364,15 +450,10 @@ def make_study(config: TuneConfig, judge: Judge | ClickJudge, path: Path) -> Stu
     return study
 
 
-def without_empty(space: Mapping[str, Any]) -> dict[str, Any]:
-    """A search space without what it leaves open."""
-    return {
-        group: {
-            name: {k: v for k, v in entry.items() if v is not None and v is not False}
-            for name, entry in part.items()
-        }
-        for group, part in space.items()
-    }
+def searched(config: TuneConfig) -> dict[str, Any]:
+    """The search space with dotted keys, without what it leaves open."""
+    space = flat(asdict(config.space))
+    return {key: value for key, value in space.items() if value is not None and value is not False}
 
 
 def fixed_settings(config: TuneConfig) -> dict[str, Any]:
@@ -594,8 +675,8 @@ def tracked_trial(
 ) -> tuple[float | None, str]:
     """The best validation of a trial (None: stopped before its end), and that in words."""
     if isinstance(judge, ClickJudge):
-        assert not isinstance(settings.model, OwnModelConfig)
-        judge = replace(judge, max_length=settings.model.max_length)
+        assert isinstance(settings.model, RankerConfig)
+        judge = replace(judge, max_length=length_seen(settings.model, judge.features.sizes))
     metric = judge.name("val", settings.trainer.monitor)
     tags = {"trial": "running", "study": trial.study.study_name}
     tags |= {"store": judge.store.fingerprint, "protocol": judge.protocol}

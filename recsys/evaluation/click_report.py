@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import get_args
 
 import numpy as np
@@ -25,9 +25,35 @@ from recsys.evaluation.intervals import (
     jackknife,
     user_groups,
 )
-from recsys.evaluation.metrics import mrr, ndcg
+from recsys.evaluation.metrics import checked, mrr, ndcg
 from recsys.histories.clicks import ClickQuestions
 from recsys.histories.store import NO_TIME, HistoryStore
+
+# Of (labels_N, probabilities_N), one number a question, more being better.
+ClickMetric = Callable[[np.ndarray, np.ndarray], np.ndarray]
+NO_METRICS: Mapping[str, ClickMetric] = {}
+
+
+def click_values(
+    labels_N: np.ndarray, probabilities_N: np.ndarray, own: Mapping[str, ClickMetric]
+) -> dict[str, np.ndarray]:
+    """Metrics of one's own, question by question.
+
+    Args:
+        labels_N: 0 or 1.
+        probabilities_N: of a click, in [0, 1].
+        own: the metrics, by name.
+
+    Returns:
+        Metric name → float64 [N].
+
+    Raises:
+        MetricError: a metric gives anything but a finite number for each question.
+    """
+    return {
+        name: checked(name, metric(labels_N, probabilities_N), len(labels_N))
+        for name, metric in own.items()
+    }
 
 
 def summarise_clicks(
@@ -39,6 +65,7 @@ def summarise_clicks(
     ks: Sequence[int] = (10,),
     weighting: Weighting = "impressions",
     bins: int = 15,
+    own: Mapping[str, ClickMetric] = NO_METRICS,
 ) -> dict[str, float]:
     """Every metric of clicks, and what each is over.
 
@@ -56,6 +83,7 @@ def summarise_clicks(
         ks: cut-offs of the requests' metrics.
         weighting: what a user counts in GAUC.
         bins: of the calibration errors.
+        own: more metrics by name, each the mean over the questions.
 
     Returns:
         `auc`, `gauc`, `logloss`, `normalised_entropy`, `calibration_error` (bins of equal width)
@@ -82,6 +110,8 @@ def summarise_clicks(
         "users_counted": float(counted),
         "users_excluded": float(len(by_user.users_U) - counted),
     }
+    of_questions = click_values(labels_N, probabilities_N, own)
+    values |= {name: float(values_N.mean()) for name, values_N in of_questions.items()}
     if requests_N is None or not np.any(requests_N >= 0):
         return values
     ranks = request_ranks(labels_N, probabilities_N, requests_N)
@@ -106,11 +136,12 @@ def click_intervals(
     bins: int = 15,
     resamples: int = 1000,
     metrics: Collection[str] | None = None,
+    own: Mapping[str, ClickMetric] = NO_METRICS,
 ) -> dict[str, Interval]:
     """The interval of each metric of `summarise_clicks` that is defined.
 
-    AUC, GAUC, logloss and the metrics of requests by drawing users; normalised entropy and the
-    calibration errors, which are no means, by leaving out groups of users.
+    AUC, GAUC, logloss, metrics of one's own and those of requests by drawing users; normalised
+    entropy and the calibration errors, which are no means, by leaving out groups of users.
 
     Args:
         labels_N: 0 or 1.
@@ -121,7 +152,8 @@ def click_intervals(
         weighting: what a user counts in GAUC.
         bins: of the calibration errors.
         resamples: draws of users.
-        metrics: which of them, those of requests aside; None: all.
+        metrics: which of them, those of requests and of one's own aside; None: all.
+        own: more metrics by name.
 
     Raises:
         ValueError: what `summarise_clicks` refuses, or settings that make no interval.
@@ -134,6 +166,10 @@ def click_intervals(
             found[metric] = bootstrap_metric(
                 labels_N, users_N, probabilities_N, metric, weighting=weighting, resamples=resamples
             )
+    if own:
+        columns = np.column_stack(list(click_values(labels_N, probabilities_N, own).values()))
+        drawn = bootstrap_columns(columns, users_N, resamples=resamples)
+        found |= dict(zip(own, drawn, strict=True))
     group_N = user_groups(users_N)
     rests = [group_N != group for group in range(group_N.max() + 1)]
     measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -179,7 +215,10 @@ def _intervals_of_requests(
 
 
 def per_question_click_frame(
-    questions: ClickQuestions, probabilities_N: np.ndarray, store: HistoryStore
+    questions: ClickQuestions,
+    probabilities_N: np.ndarray,
+    store: HistoryStore,
+    own: Mapping[str, ClickMetric] = NO_METRICS,
 ) -> pl.DataFrame:
     """One row a question, in the questions' order: what intervals and comparisons start from.
 
@@ -187,11 +226,13 @@ def per_question_click_frame(
         questions: what was asked.
         probabilities_N: what a model answered.
         store: the histories.
+        own: more metrics by name.
 
     Returns:
         `user` and `item` (raw ids), `label` (Int8), `score` (Float64), `history_length` (events in
-        view before the question), `request` (Int64, null where unknown) and, where the log has
-        times, `time` (microseconds since 1970, null where unknown).
+        view before the question), `request` (Int64, null where unknown), a column for each of the
+        own metrics and, where the log has times, `time` (microseconds since 1970, null where
+        unknown).
 
     Raises:
         ValueError: not one score per question.
@@ -208,6 +249,7 @@ def per_question_click_frame(
             "score": np.asarray(probabilities_N, dtype=np.float64),
             "history_length": questions.history_ends,
             "request": questions.requests,
+            **click_values(questions.labels, np.asarray(probabilities_N), own),
         }
     ).with_columns(pl.when(pl.col("request") >= 0).then("request").alias("request"))
     if questions.times is None:

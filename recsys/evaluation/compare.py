@@ -67,6 +67,10 @@ class Answers:
         """Whether the questions are clicks."""
         return "label" in self.frame.columns
 
+    def has_column(self, metric: str) -> bool:
+        """Whether a metric has one value a question: all but those of clicks that are ours."""
+        return not (self.of_clicks and metric in CLICK_METRICS)
+
     @property
     def users(self) -> np.ndarray:
         """Whose question each one is, by number in the order of the ids [N]."""
@@ -181,10 +185,12 @@ def _as_full(protocol: str) -> str:
 def metrics_of(answers: Answers) -> list[str]:
     """The metrics that answers can be compared by: those of accuracy, more being better.
 
-    Of lists that another system made, those that ask for no more items than the lists hold.
+    Of clicks logloss is the one that is less. Of lists that another system made, those that ask for
+    no more items than the lists hold.
     """
     if answers.of_clicks:
-        return list(CLICK_METRICS)
+        own = [name for name in answers.own_metrics if name in answers.frame.columns]
+        return [*CLICK_METRICS, *own]
     listed = re.search(r"-top(\d+)-", answers.protocol)
     names = []
     for name in answers.frame.columns:
@@ -210,7 +216,7 @@ def compare(
     Args:
         reference: the model that is looked at.
         others: what it is held against.
-        metric: a column of the files with one row a question; of clicks auc, gauc or logloss.
+        metric: a column of the files with one row a question; of clicks also auc, gauc or logloss.
         resamples: draws of users.
         seed: of the draws.
         level: of the intervals; a difference is a verdict when its corrected p-value is below
@@ -417,7 +423,7 @@ def _beside(
     reference: Answers, other: Answers, metric: str, draws: _Draws
 ) -> tuple[Interval, Interval, np.ndarray]:
     """The other's mean, the difference, and the differences of the questions."""
-    if not reference.of_clicks:
+    if reference.has_column(metric):
         values_N = other.frame[metric].to_numpy()
         moved_N = reference.frame[metric].to_numpy() - values_N
         value, difference = draws.of(np.column_stack([values_N, moved_N]), reference.users)
@@ -443,7 +449,7 @@ def _beside(
 
 def _own(answers: Answers, metric: str, draws: _Draws) -> Interval:
     frame = answers.frame
-    if not answers.of_clicks:
+    if answers.has_column(metric):
         return draws.of(frame[metric].to_numpy()[:, None], answers.users)[0]
     return bootstrap_metric(
         frame["label"].to_numpy(),

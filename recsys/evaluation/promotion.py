@@ -141,7 +141,7 @@ def decide(
     Args:
         challenger: its answers, with a column for each of the cohorts.
         champion: the answers to the same questions.
-        metric: a column of the files with one row a question; of clicks auc, gauc or logloss.
+        metric: a column of the files with one row a question; of clicks also auc, gauc or logloss.
         cohorts: whose every part is guarded. Parts under the numbers that a verdict takes
             (`ENOUGH`, `ENOUGH_USERS`) are listed and not judged.
         margin: what the challenger may lose, in the metric's own units.
@@ -239,7 +239,7 @@ def mean_of(answers: Answers, metric: str) -> float:
     """
     _check_metric(answers, metric)
     frame = answers.frame
-    if not answers.of_clicks:
+    if answers.has_column(metric):
         return float(frame[metric].to_numpy().mean())
     labels_N, scores_N = frame["label"].to_numpy(), frame["score"].to_numpy()
     if metric == "gauc":
@@ -282,7 +282,7 @@ def _ahead(
     seed: int,
 ) -> Iterator[Drawn]:
     """How far the challenger is ahead in each part, and in draws of users."""
-    if not challenger.of_clicks or metric == "logloss":
+    if challenger.has_column(metric) or metric == "logloss":
         moved_N = _moved(challenger, champion, metric)
         yield from drawn_parts(
             moved_N, np.column_stack(parts), challenger.users, resamples=resamples, seed=seed
@@ -306,7 +306,7 @@ def _ahead(
 def _moved(challenger: Answers, champion: Answers, metric: str) -> np.ndarray:
     """How far the challenger is ahead in each question, of metrics that are means [N]."""
     frames = challenger.frame, champion.frame
-    if not challenger.of_clicks:
+    if challenger.has_column(metric):
         ours_N, theirs_N = (frame[metric].to_numpy() for frame in frames)
         return np.asarray(ours_N - theirs_N)
     labels_N = challenger.frame["label"].to_numpy()
@@ -316,7 +316,7 @@ def _moved(challenger: Answers, champion: Answers, metric: str) -> np.ndarray:
 
 def _alike(challenger: Answers, champion: Answers, metric: str, part_N: np.ndarray) -> bool:
     """Whether both answer every question of a part alike."""
-    column = "score" if challenger.of_clicks else metric
+    column = metric if challenger.has_column(metric) else "score"
     ours_N, theirs_N = (a.frame[column].to_numpy()[part_N] for a in (challenger, champion))
     return np.array_equal(ours_N, theirs_N)
 
@@ -339,7 +339,7 @@ def _lean(
 
     AUC and GAUC, whose differences hang on many pairs each, have none.
     """
-    if challenger.of_clicks and metric != "logloss":
+    if not challenger.has_column(metric) and metric != "logloss":
         return [0.0] * len(parts)
     moved_N = _moved(challenger, champion, metric)
     found = []

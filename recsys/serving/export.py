@@ -113,6 +113,9 @@ def export_next_item(model: nn.Module) -> Program:
 
     Args:
         model: with `encode` and `item_table`, in evaluation mode.
+
+    Raises:
+        ExportError: its code cannot be traced.
     """
     max_length = cast(int, model.max_length)
     B, L = 4, min(max_length, 3)  # different, so that neither is taken for the other
@@ -132,6 +135,9 @@ def export_ranker(model: nn.Module, example: ClickBatch) -> Program:
     Args:
         model: in evaluation mode.
         example: a batch with its fields, no dimension of which is 1; see `example_batch`.
+
+    Raises:
+        ExportError: its code cannot be traced.
     """
     max_length = cast(int, model.max_length)
     tensors = _tensors_of(example)
@@ -254,7 +260,7 @@ def write_program(
 
 
 def _program(
-    module: nn.Module,
+    module: _NextItemScores | _Logits,
     example: dict[str, Tensor],
     dimensions: Mapping[str, tuple[Any, ...]],
     output: str,
@@ -265,9 +271,16 @@ def _program(
         for name in example
     }
     with torch.no_grad():
-        exported = torch.export.export(
-            module.eval(), (example,), dynamic_shapes={"inputs": shapes}, strict=False
-        )
+        try:
+            exported = torch.export.export(
+                module.eval(), (example,), dynamic_shapes={"inputs": shapes}, strict=False
+            )
+        except Exception as error:  # of many classes, some of which are torch's own affair
+            raise ExportError(
+                f"{type(module.model).__name__} cannot be traced for any batch and length: its "
+                "forward may not branch on the numbers of a batch, nor turn them into Python's. "
+                f"{_said(error)}"
+            ) from error
     inputs = {
         name: {
             "type": str(tensor.dtype).removeprefix("torch."),
@@ -281,20 +294,31 @@ def _program(
     return Program(exported, inputs, output, max_length)
 
 
+def _said(error: Exception) -> str:
+    """The first line of what torch raised; the whole story takes pages."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"
+
+
 def _write_onnx(program: Program, path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # what else it could translate
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            program.exported,
-            (),
-            path,
-            input_names=list(program.inputs),
-            output_names=[program.output],
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                program.exported,
+                (),
+                path,
+                input_names=list(program.inputs),
+                output_names=[program.output],
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise ExportError(
+                f"ONNX has no words for what the model does: take format=torch. {_said(error)}"
+            ) from error
 
 
 def _tensors_of(batch: ClickBatch) -> dict[str, Tensor]:

@@ -141,6 +141,7 @@ def _load_pyfunc(folder: str) -> ListsModel:
     path = Path(folder)
     settings = _read_settings(path / _SETTINGS)
     history: ViewKind | None = settings["ranker_history"]
+    trusted = settings["own_packages"]  # whose code MLflow runs from here already
     try:
         table = pl.read_parquet(path / _ITEMS)
         items, counts = Vocabulary(table["item"], 1), table["count"].to_numpy()
@@ -152,14 +153,14 @@ def _load_pyfunc(folder: str) -> ListsModel:
             path,
             items,
             popularity_V=popularity_V,
-            trusted_modules=settings["own_packages"],  # whose code MLflow runs from here already
+            trusted_modules=trusted,
         )
     else:
         described = read_description(path)
         check_vocabulary(described, items)
         features = FittedFeatures.load(path / FEATURES)
         known = open_store(path / _KNOWN_ITEMS)
-        scorer = RankerScorer(load_model(path)[0], features, history, known)
+        scorer = RankerScorer(load_model(path, trusted)[0], features, history, known)
         recommender = Recommender(
             scorer,  # type: ignore[arg-type]  # its batches are its own
             items,

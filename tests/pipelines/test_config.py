@@ -98,7 +98,8 @@ def test_every_file_we_ship_composes(command: str, group: str, choice: str) -> N
     overrides += ["name=films"] if command == "promote" else []
     overrides += ["study=mine"] if command == "tune" else []
     overrides += ["candidate_set.path=x.parquet"] if choice == "given" else []
-    overrides += [f"{group}.class_path=mypackage.module.Name"] if choice == "own" else []
+    if choice in ("own", "own_ranker") and group != "space":
+        overrides += [f"{group}.class_path=mypackage.module.Name"]
     config = compose(command, COMMANDS[command], overrides)
     assert build(COMMANDS[command], asdict(config), lambda key: "") == config
 
@@ -195,12 +196,14 @@ def test_schemas_equal_what_they_configure() -> None:
     assert {field.name for field in fields(DataConfig)} - own == set(cleaning)
 
 
-@pytest.mark.parametrize("model", ["din", "mean_pooling", "logistic_regression"])
+@pytest.mark.parametrize("model", ["din", "mean_pooling", "logistic_regression", "own_ranker"])
 def test_a_ranker_brings_the_groups_that_go_with_it(model: str) -> None:
-    config = compose("train", TrainConfig, [f"model={model}", *LOG])
+    own = ["model.class_path=mypackage.module.Name"] if model == "own_ranker" else []
+    config = compose("train", TrainConfig, [f"model={model}", *own, *LOG])
     named = [config.split.name, config.questions.name, config.objective.name, config.trainer.name]
     assert named == ["share", "clicks", "cross_entropy", "clicks"]
-    other = compose("train", TrainConfig, ["split=time", f"model={model}", "trainer.max_epochs=2"])
+    chosen = ["split=time", f"model={model}", *own, "trainer.max_epochs=2"]
+    other = compose("train", TrainConfig, chosen)
     assert (other.split.name, other.trainer.max_epochs) == ("time", 2)
 
 

@@ -20,7 +20,7 @@ from pipelines.checking import ConfigError
 from pipelines.entry import compose
 from pipelines.ingest import make_store
 from pipelines.schemas import IngestConfig, RecommendConfig, TrainConfig
-from recsys.testing import NextItemLaws
+from recsys.testing import ClickLaws, NextItemLaws
 from tests.pipelines.conftest import CHECKOUT, Place
 from tests.pipelines.test_train import model_folder
 
@@ -37,9 +37,9 @@ def files() -> dict[str, str]:
     return {text.partition("\n")[0].removeprefix("# "): text for text in blocks("python")}
 
 
-def commands() -> list[list[str]]:
-    """The commands of the page, without `python -m`."""
-    (text,) = blocks("console")
+def commands(of: str = "next items") -> list[list[str]]:
+    """The commands of a block of the page, without `python -m`."""
+    text = dict(zip(("next items", "studies", "clicks"), blocks("console"), strict=True))[of]
     lines = text.replace("\\\n", " ").strip().splitlines()
     return [shlex.split(line.removeprefix("python -m pipelines.")) for line in lines]
 
@@ -81,7 +81,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shop(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A user's folder: the page's files, and two logs."""
+    """A user's folder: the page's files, and three logs."""
     place = Place(tmp_path_factory.mktemp("shop"), python_path=str(site))
     for name, text in files().items():
         file = place.folder / name
@@ -89,6 +89,8 @@ def shop(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
         file.write_text(text, encoding="utf-8")
     log = chains()
     log.write_parquet(place.folder / "log.parquet")
+    clicked = pl.col("item").str.slice(1).cast(pl.Int64) % 3 == 0
+    log.with_columns(clicked=clicked.cast(pl.Int8)).write_parquet(place.folder / "clicks.parquet")
     # Beside the French purchases, Spanish ones and what was only looked at.
     other = [("purchase", "fr"), ("purchase", "es"), ("view", "fr")]
     parts = [log.with_columns(kind=pl.lit(kind), country=pl.lit(land)) for kind, land in other]
@@ -238,10 +240,18 @@ def commanded(shop: Place, trained: dict[str, Any]) -> str:
     asked = [[*evaluate, "result=again.json"], recommend, compare]
     # The runs that "latest" means, which other tests may have gone on with.
     named = [[a.replace("latest", trained["run_id"]) for a in arguments] for arguments in asked]
+    train, compare = commands("clicks")
+    (tune,) = commands("studies")
+    quick = ["trainer.max_epochs=3", "trainer.rows_per_batch=100", "trainer.learning_rate=0.02"]
+    named += [
+        [*train, *quick, "trainer.average_weights=0"],
+        [*compare, "result=compared.json"],
+        [*tune, *QUICK, "trainer.max_epochs=1", "result=study.json"],
+    ]
     done = shop.python("-c", COMMANDS, json.dumps(named))
     assert done.returncode == 0, done.stderr
-    for name in ("evaluate", "recommend", "compare"):
-        assert f"{name}: 0\n" in done.stdout, done.stderr
+    ended = re.findall(r"^(\w+): (\w+)$", done.stdout, re.MULTILINE)
+    assert ended == [(arguments[0], "0") for arguments in named], done.stderr
     return done.stdout
 
 
@@ -262,6 +272,26 @@ def test_it_is_compared_by_one_s_own_metric(commanded: str) -> None:
     compared = commanded[commanded.index("recommend: 0") :]
     assert re.search(r"^model +patience_10 +GRU ahead by", compared, re.MULTILINE)
     assert re.search(r"^EASE ", compared, re.MULTILINE)
+
+
+def test_a_ranker_trains_and_is_compared_by_one_s_own_metric(shop: Place, commanded: str) -> None:
+    clicked = commanded.partition("\ncompare: 0\n")[2]
+    heading = next(line for line in clicked.splitlines() if line.startswith("model "))
+    assert heading.split() == ["model", "AUC", "GAUC", "logloss", "NE", "ECE", "profit"]
+    assert "val/clicks/profit" in clicked
+    found = json.loads((shop.folder / "compared.json").read_text())
+    rows = found["rows"]
+    names = ["Interest", "Item + user mean", "Logistic regression", "Mean pooling"]
+    assert [row["model"] for row in rows] == names
+    # One item in three is always clicked: who learns it buys all of those and nothing else.
+    assert rows[0]["metrics"]["profit"] > 1
+    assert re.search(r"^model +profit +Interest ahead by", clicked, re.MULTILINE)
+
+
+def test_arguments_of_one_s_own_model_are_searched(shop: Place, commanded: str) -> None:
+    trials = json.loads((shop.folder / "study.json").read_text())["trials"]
+    assert len(trials) == 3
+    assert {trial["model.arguments.width"] for trial in trials} <= {16, 32}
 
 
 def test_code_that_a_run_names_is_not_run_without_consent(
@@ -379,16 +409,18 @@ class TestUnread(TestPeeking):
 
 
 def test_the_kit_tells_models_apart(shop: Place) -> None:
-    """It passes the page's model, and fails one that looks at the future where it does."""
+    """It passes the page's models, and fails one that looks at the future where it does."""
     file = shop.folder / "test_sabotaged.py"
     file.write_text(SABOTAGE)
     done = shop.python(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", "test_models.py", file.name
+        *["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no"],
+        *["test_models.py", "test_rankers.py", file.name],
     )
     file.unlink()
-    laws = [name for name in vars(NextItemLaws) if name.startswith("test_")]
+    laws = 3 * [name for name in vars(NextItemLaws) if name.startswith("test_")]
+    laws += [name for name in vars(ClickLaws) if name.startswith("test_")]
     failed = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
-    assert f"{len(failed)} failed, {3 * len(laws) - len(failed)} passed" in done.stdout
+    assert f"{len(failed)} failed, {len(laws) - len(failed)} passed" in done.stdout
     names = [name.partition("::")[2] for name in failed]
     causality = "test_causality_replacing_later_events_leaves_earlier_outputs"
     assert f"TestPeeking::{causality}" in names

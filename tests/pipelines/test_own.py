@@ -27,6 +27,7 @@ from pipelines.schemas import (
     IngestConfig,
     OwnModelConfig,
     OwnObjectiveConfig,
+    OwnRankerConfig,
     TrainConfig,
 )
 from pipelines.train import make_model, run_title
@@ -129,6 +130,7 @@ number = 3
 def sound(hidden_TD, table_VD, targets_T, scale: float = 1.0):
     return scale * cross_entropy(hidden_TD @ table_VD[1:].T, targets_T - 1)
 def two(hidden_TD, table_VD): ...
+def clicks(logits_B, labels_B, gamma: float = 2.0): ...
 def each(hidden_TD, table_VD, targets_T):
     return (hidden_TD * table_VD[targets_T]).sum(1)
 def none(hidden_TD, table_VD, targets_T): ...
@@ -278,7 +280,7 @@ def test_an_argument_that_a_model_needs() -> None:
         ("Plain", "is the class Plain: a model is a class that inherits from torch.nn.Module"),
         ("torch", "is the module torch: a model is a class that inherits"),
         ("Ranker", "has no encode and no item_table"),
-        ("Ranker", "Rankers of one's own cannot be trained by class path"),
+        ("Ranker", "A ranker, which is asked about clicks, is model=own_ranker"),
         ("Nothing", "has no forward and no encode and no item_table"),
         ("Unsized", "its constructor must take catalogue_size"),
         ("EASE", "EASE is a baseline's name in every table"),
@@ -334,6 +336,8 @@ def test_sound_objectives_are_taken() -> None:
     [
         ("number", {}, "is a value of type int, not a function of (hidden_TD, table_VD, targets"),
         ("two", {}, "takes 2 arguments: an objective is a function of (hidden_TD, table_VD,"),
+        ("clicks", {}, "takes 2 arguments: an objective is a function of (hidden_TD, table_VD, ta"),
+        ("clicks", {}, "targets_T), or where clicks are asked of (logits_B, labels_B)"),
         ("each", {}, "gave shape [4]: an objective gives the mean loss"),
         ("none", {}, "gave nothing (None): an objective gives the mean loss"),
         ("endless", {}, "inf: an objective gives the mean loss"),
@@ -489,7 +493,7 @@ def test_what_a_function_raises_is_its_own(home: Path) -> None:
 
 def test_the_choices_of_one_s_own_are_class_path_and_arguments() -> None:
     """The signature is in the user's code, and is checked there."""
-    for schema in (OwnModelConfig, OwnObjectiveConfig):
+    for schema in (OwnModelConfig, OwnRankerConfig, OwnObjectiveConfig):
         assert [field.name for field in fields(schema)] == ["name", "class_path", "arguments"]
         assert get_type_hints(schema)["arguments"] == dict[str, Argument]
     assert get_type_hints(DataConfig)["arguments"] == dict[str, Argument]
@@ -520,15 +524,18 @@ def test_arguments_are_said_in_two_ways() -> None:
     assert run_title(one) == "Sound log width 3 seed 1"
 
 
-def test_a_run_names_no_ranker_of_one_s_own() -> None:
+def test_a_next_item_model_is_not_asked_about_clicks() -> None:
     from pipelines.clicks import check_kinds
 
-    own = ["model=own", "model.class_path=wares.models.Ranker", "questions=clicks"]
-    with pytest.raises(ConfigError, match="questions=clicks does not go with model=own"):
+    own = ["model=own", "model.class_path=wares.models.Sound", "questions=clicks"]
+    with pytest.raises(ConfigError, match=r"questions=next_item, or model=own_ranker$"):
         check_kinds(compose("train", TrainConfig, own))
-    clicks = ["model=din", "objective=own", "objective.class_path=wares.objectives.sound"]
-    with pytest.raises(ConfigError, match="objective=own does not go with model=din"):
-        check_kinds(compose("train", TrainConfig, clicks))
+    own = ["model=own_ranker", "model.class_path=wares.models.Sound", "questions=next_item"]
+    with pytest.raises(ConfigError, match=r"take questions=clicks, or model=own$"):
+        check_kinds(compose("train", TrainConfig, own))
+    own = ["model=own_ranker", "model.class_path=wares.models.Sound", "trainer=next_item"]
+    with pytest.raises(ConfigError, match=r"take trainer=clicks$"):
+        check_kinds(compose("train", TrainConfig, own))
 
 
 def test_names_that_tables_have_are_all_known() -> None:
@@ -537,11 +544,6 @@ def test_names_that_tables_have_are_all_known() -> None:
 
     said = (describe.__doc__ or "").partition("Returns:")[2]
     assert set(re.findall(r"`(\w+)_K`", said)) | {"coverage"} == set(TAKEN_METRICS)
-
-
-def test_a_metric_of_one_s_own_is_not_of_clicks() -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'evaluation\.metrics'"):
-        compose("train", TrainConfig, ["model=din", "evaluation.metrics=[wares.metrics.sound]"])
 
 
 def test_a_back_test_takes_them_from_its_own_command_line() -> None:
