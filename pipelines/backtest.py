@@ -44,7 +44,7 @@ from pipelines.train import (
     run_folder,
     tracked_training,
 )
-from pipelines.ui import how_to_open
+from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     import polars as pl
@@ -125,7 +125,7 @@ def run(config: BacktestConfig) -> None:
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=found)
     say("")
     say(text)
-    say(f"\n{seconds:.0f} s. The run in the MLflow UI:")
+    say(f"\n{seconds:.0f} s. {in_the_ui(tracked.run_id)}")
     say(how_to_open(tracked.run_id, config.tracking.uri))
 
 

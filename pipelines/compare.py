@@ -27,7 +27,7 @@ from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import find_run, start_run
 from pipelines.schemas import CompareConfig
 from pipelines.story import link, markdown_table, plain
-from pipelines.ui import how_to_open
+from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     import polars as pl
@@ -89,7 +89,7 @@ def run(config: CompareConfig) -> None:
             config.result, run_id=tracked.run_id, seconds=seconds, rows=rows, comparison=report
         )
     say(text)
-    say(f"\n{seconds:.0f} s. The run in the MLflow UI, with compare.html among its artifacts:")
+    say(f"\n{seconds:.0f} s. {in_the_ui(tracked.run_id, 'compare.html')}")
     say(how_to_open(tracked.run_id, config.tracking.uri))
 
 

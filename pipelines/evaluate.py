@@ -71,7 +71,7 @@ from pipelines.schemas import (
     TrainConfig,
 )
 from pipelines.story import begun, tell
-from pipelines.ui import how_to_open
+from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     from recsys.histories.store import HistoryStore
@@ -346,7 +346,7 @@ def track(
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     say("")
     say(text)
-    say(f"\n{seconds:.0f} s. The run in the MLflow UI:")
+    say(f"\n{seconds:.0f} s. {in_the_ui(tracked.run_id)}")
     say(how_to_open(tracked.run_id, config.tracking.uri))
 
 

@@ -48,7 +48,7 @@ from pipelines.runs import start_run, trained_run
 from pipelines.schemas import ClicksConfig, EvaluationConfig, ExplainConfig, TrainConfig
 from pipelines.story import link, plain
 from pipelines.titles import Titles, item_titles
-from pipelines.ui import how_to_open
+from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +119,7 @@ def run(config: ExplainConfig) -> None:
         say(line)
     if config.output is not None:
         say(f"The page: {config.output}")
-    say(f"\n{seconds:.0f} s. The run in the MLflow UI, with explain.html among its artifacts:")
+    say(f"\n{seconds:.0f} s. {in_the_ui(tracked.run_id, 'explain.html')}")
     say(how_to_open(tracked.run_id, config.tracking.uri))
 
 

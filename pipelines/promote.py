@@ -33,7 +33,7 @@ from pipelines.paths import tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import find_run, registered, start_run, trained_run
 from pipelines.schemas import PromoteConfig
-from pipelines.ui import how_to_open
+from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     from recsys.evaluation.compare import Answers
@@ -142,7 +142,7 @@ def run(config: PromoteConfig) -> int:
         promotion=report,
     )
     say(text)
-    say(f"\n{seconds:.0f} s. The run in the MLflow UI, with promote.html among its artifacts:")
+    say(f"\n{seconds:.0f} s. {in_the_ui(tracked.run_id, 'promote.html')}")
     say(how_to_open(tracked.run_id, config.tracking.uri))
     return 0 if decision.promoted else REFUSED
 

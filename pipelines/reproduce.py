@@ -31,7 +31,7 @@ from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import find_run, name_dataset, start_run, trained_run
 from pipelines.schemas import ReproduceConfig, TrainConfig
 from pipelines.train import job, tracked_training
-from pipelines.ui import how_to_open
+from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     import polars as pl
@@ -155,7 +155,7 @@ def run(config: ReproduceConfig) -> int:
         )
     say("")
     say(text)
-    say(f"\n{seconds:.0f} s. The run in the MLflow UI:")
+    say(f"\n{seconds:.0f} s. {in_the_ui(tracked.run_id)}")
     say(how_to_open(tracked.run_id, config.tracking.uri))
     return 0 if verdict.reproduced else NOT_REPRODUCED
 

@@ -23,6 +23,7 @@ from pipelines.checking import ConfigError
 from pipelines.entry import compose
 from pipelines.paths import tracking_uri
 from pipelines.schemas import EvaluateConfig, SyncConfig, TrainConfig
+from pipelines.ui import how_to_open
 from recsys.tracking.outbox import Outbox
 from recsys.tracking.registry import make_champion, register_run
 from recsys.tracking.run import TrackedRun, TrackingError, load_run
@@ -144,15 +145,14 @@ def at(story: Story) -> str:
 
 def test_training_goes_on_and_says_so_once(story: Story) -> None:
     assert "outbox" not in story.said["undisturbed"]
-    assert (
-        story.said["undisturbed"]
-        .splitlines()[-1]
-        .endswith(f"pipelines.ui run={story.undisturbed} {at(story)}")
-    )
+    lines = story.said["undisturbed"].splitlines()
+    assert lines[-1].endswith(f"pipelines.ui run={story.undisturbed} {at(story)}")
+    assert lines[-2].endswith(" The run in the MLflow UI:")
     for name, run in (("cut", story.cut), ("late", story.late)):
         lines = story.said[name].splitlines()
         (line,) = (line for line in lines if "The run goes on" in line)
         assert "Connection refused" in line and str(story.outbox / run) in line
+        assert lines[-2].endswith("The run in the MLflow UI, once it is delivered:")
         assert lines[-1].startswith("its results wait on this machine")
         assert lines[-1].endswith(f"pipelines.sync {at(story)}")
         assert "epoch 3/3" in story.said[name]
@@ -415,6 +415,7 @@ def test_a_killed_run_is_closed_and_a_living_one_is_not(
     assert capsys.readouterr().out.splitlines() == [
         f"closed {run} (r): its process {process.pid} is gone",
         "0 delivered, 0 waiting, 1 closed",
+        how_to_open(run, None),
     ]
     assert load_run(tracking_uri(), run).status == "KILLED"
 
