@@ -35,7 +35,7 @@ from pipelines.schemas import (
     TimeConfig,
     TrainConfig,
 )
-from pipelines.story import image, markdown_table, plain
+from pipelines.story import begun, image, markdown_table, plain
 from pipelines.train import (
     check_kinds,
     check_trainer,
@@ -87,7 +87,7 @@ def run(config: BacktestConfig) -> None:
     jobs = [next_item_job(training_config(config, n)) for n in range(len(config.cuts) - 1)]
     title = f"back-test {model_title(config)} {config.data.name}"
     tags = {"store": jobs[0].store.fingerprint, "seed": str(config.seed)}
-    doing = f"Back-testing in {len(jobs)} windows. No result yet."
+    doing = begun(jobs[0], config.data.name, f"Back-testing in {len(jobs)} windows.")
     trusted: list[str] = []
     if isinstance(config.model, OwnModelConfig):
         trusted.append(package(model_class(config.model).__module__))

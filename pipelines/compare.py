@@ -45,6 +45,7 @@ def run(config: CompareConfig) -> None:
     check_result_path(config.result)
     check(config)
     from recsys.evaluation.compare import compare
+    from recsys.tracking.run import NO_RESULT
 
     infos = [find_run(name, config.tracking.uri) for name in config.runs]
     if len({info.run_id for info in infos}) < len(infos):
@@ -67,7 +68,7 @@ def run(config: CompareConfig) -> None:
         "compares": ",".join(info.run_id for info in infos),
         "protocol": reference.protocol,
     }
-    doing = f"Holding {plain(title)} against each other. No result yet."
+    doing = f"Holding {plain(title)} against each other. {NO_RESULT}"
     with start_run(config, "compare", f"compare {title}", tags=tags, description=doing) as tracked:
         for other in found:
             prefix = f"difference/{file_name(other.other)}/{metric}"

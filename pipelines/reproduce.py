@@ -30,6 +30,7 @@ from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import find_run, name_dataset, start_run, trained_run
 from pipelines.schemas import ReproduceConfig, TrainConfig
+from pipelines.story import begun
 from pipelines.train import job, tracked_training
 from pipelines.ui import how_to_open, in_the_ui
 
@@ -124,7 +125,10 @@ def run(config: ReproduceConfig) -> int:
     tags = {"reproduces": info.run_id}
     own = {**tags, "store": judge.store.fingerprint, "protocol": judge.protocol}
     config = replace(config, tracking=tracking)
-    with start_run(config, "reproduce", f"reproduce {info.name}", tags=own) as tracked:
+    doing = begun(judge, trained.data.name, f"Training {info.name} again.")
+    with start_run(
+        config, "reproduce", f"reproduce {info.name}", tags=own, description=doing
+    ) as tracked:
         name_dataset(tracked, trained.data, judge, "training")
         again_id, _, _ = tracked_training(
             trained, judge, None, None, started, parent=tracked.run_id, tags=tags

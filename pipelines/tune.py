@@ -40,7 +40,7 @@ from pipelines.paths import cache_dir, outbox_dir, tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import name_dataset, start_run
 from pipelines.schemas import OwnModelConfig, SearchConfig, TrainConfig, TuneConfig
-from pipelines.story import image
+from pipelines.story import begun, image
 from pipelines.train import (
     Book,
     check_trainer,
@@ -437,7 +437,8 @@ def parent_run(config: TuneConfig, judge: Judge | ClickJudge, study: Study) -> I
     try:
         if before is not None and not is_waiting(outbox_dir(), before):
             end_open_children(config.tracking.uri or tracking_uri(), before)
-        tracked = start_run(config, "tune", title, tags=tags, run_id=before)
+        doing = begun(judge, config.data.name, f"Searching settings of {model_title(config)}.")
+        tracked = start_run(config, "tune", title, tags=tags, description=doing, run_id=before)
     except TrackingError as error:
         if before is None:
             raise

@@ -39,6 +39,7 @@ from recsys.tracking.run import (
     send_file,
     send_model,
     server_name,
+    unfinished,
 )
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def deliver(folder: Path, uri: str) -> Delivered:
             # The lock was free: nobody writes it any more, and nobody said how it ended.
             said = _closed(f"process {waiting.tags.get('pid', '')}")
             outbox.append({"do": "tag", "key": CLOSED_TAG, "value": said})
+            outbox.append(unfinished("KILLED", said))
             status = "KILLED"
             outbox.append({"do": "end", "status": status, "time": int(time.time() * 1000)})
         client = _open_client(uri)
@@ -211,8 +213,8 @@ class Closed:
 def close_abandoned(uri: str, say: Callable[[str], None]) -> list[Closed]:
     """Closes the runs of this machine that still count as running and whose process is gone.
 
-    They become KILLED, with a tag that says why and when. Runs of other machines, and those of
-    which it cannot be told from here, stay as they are; a run that was closed in error sets its
+    They become KILLED, and tag and description say why and when. Runs of other machines, and those
+    of which it cannot be told from here, stay as they are; a run that was closed in error sets its
     own status when it ends.
 
     Args:
@@ -239,7 +241,9 @@ def close_abandoned(uri: str, say: Callable[[str], None]) -> list[Closed]:
         if not pid.isdecimal() or not is_gone(int(pid), tags.get("process")):
             continue
         with _store_errors(uri, f"close run {run_id}"):
-            client.set_tag(run_id, CLOSED_TAG, _closed(f"process {pid}"))
+            said = _closed(f"process {pid}")
+            client.set_tag(run_id, CLOSED_TAG, said)
+            perform(client, run_id, unfinished("KILLED", said))
             client.set_terminated(run_id, "KILLED")
         closed.append(Closed(run_id, run.info.run_name, int(pid)))
         say(f"closed {run_id} ({run.info.run_name}): its process {pid} is gone")

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment, LoggedModel, Run
+    from mlflow.entities import Experiment, LoggedModel, Run, RunData
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -96,6 +96,8 @@ VIEW_COLUMNS = {  # in their order, with their widths in pixels
 }
 VIEW_METRICS = 4  # columns of metrics of their own, those of the newest protocols
 VIEW_METRIC_WIDTH = 110
+# What a description says until there is a result, or a reason why there is none.
+NO_RESULT = "No result yet."
 PARENT_TAG = "mlflow.parentRunId"
 # By it a run is found again whose server went away before it could say the id.
 STARTED_AS_TAG = "started_as"
@@ -160,8 +162,8 @@ class TrackedRun:
     """A run that is being written; use it as a context manager.
 
     Leaving the `with` block sets the status: FINISHED, KILLED after Ctrl-C, FAILED after any other
-    exception (whose traceback becomes the artifact `error.txt`). Metrics are sent in batches, at
-    the latest after two seconds, and whole when the block is left.
+    exception (whose traceback becomes the artifact `error.txt`); the description then says why.
+    Metrics are sent in batches, at the latest after two seconds, and whole when the block is left.
 
     A server that goes away takes nothing with it: from then on the run is kept in the outbox.
 
@@ -662,7 +664,10 @@ class TrackedRun:
             return self.finish()
         if self._finished:
             return
-        status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        status: Status = "FAILED"
+        why = _as_code(f"{type(error).__name__}: {error}")
+        if isinstance(error, KeyboardInterrupt):
+            status, why = "KILLED", "interrupted by Ctrl-C"
         trace = "".join(traceback.format_exception(error))
         with _without_interrupts():
             # Each on its own: on a full disk some of them may still succeed.
@@ -671,6 +676,7 @@ class TrackedRun:
                 self.flush,
                 lambda: self.tag("error", f"{type(error).__name__}: {error}"[:1000]),
                 lambda: self.artifact_text("error.txt", trace),
+                lambda: self._send(unfinished(status, why), f"describe run {self.run_id}"),
                 lambda: self._close(status),
             ):
                 try:
@@ -755,12 +761,57 @@ def perform(client: MlflowClient, run_id: str, operation: Mapping[str, Any]) -> 
             label = InputTag("mlflow.data.context", operation["context"])
             dataset = Dataset(**operation["dataset"])
             client.log_inputs(run_id, [DatasetInput(dataset, [label])])
+        case "unfinished":
+            _tell_unfinished(client, run_id, operation["status"], operation["why"])
         case "running":
             client.update_run(run_id, status="RUNNING")
         case "end":
             client.set_terminated(run_id, operation["status"], operation["time"])
         case unknown:
             raise AssertionError(unknown)
+
+
+def unfinished(status: Status, why: str) -> dict[str, str]:
+    """The operation that has a run's description say how it ended without a result.
+
+    Args:
+        status: that it ends with.
+        why: in Markdown.
+    """
+    return {"do": "unfinished", "status": status, "why": why}
+
+
+def _tell_unfinished(client: MlflowClient, run_id: str, status: str, why: str) -> None:
+    data = client.get_run(run_id).data
+    note, said = data.tags.get(NOTE_TAG, ""), f"**{status}:** {why}"
+    if said in note:
+        return
+    said += "." + (_how_to_go_on(client, run_id, data) if status == "KILLED" else "")
+    if NO_RESULT in note:
+        note = note.replace(NO_RESULT, said, 1)
+    else:
+        note = f"{said}\n\n{note}".strip()
+    client.set_tag(run_id, NOTE_TAG, _clip(without_password(note), TAG_VALUE_LIMIT))
+
+
+def _how_to_go_on(client: MlflowClient, run_id: str, data: RunData) -> str:
+    """How far a run came, and the command that goes on with it, if there is one."""
+    if data.tags.get("pipeline") == "tune":
+        return f" The same command goes on with study={data.tags.get('study')}."
+    if "train/loss" not in data.metrics:
+        return ""
+    epoch = max(point.step for point in client.get_metric_history(run_id, "train/loss"))
+    said = f" Its last whole epoch was {epoch}"
+    if data.tags.get("pipeline") != "train":
+        return f"{said}."
+    uri = data.params.get("tracking.uri", "null")
+    where = "" if uri == "null" else f" tracking.uri={uri}"
+    return f"{said}: `python -m pipelines.train resume={run_id}{where}` goes on."
+
+
+def _as_code(text: str) -> str:
+    """The first line of a text, in Markdown, whatever is in it."""
+    return f"`{_clip(text.splitlines()[0].replace('`', chr(39)), 400)}`"
 
 
 def send_file(client: MlflowClient, uri: str, run_id: str, name: str, path: Path) -> None:
@@ -1015,6 +1066,7 @@ def end_open_children(uri: str, parent_run_id: str) -> None:
         where = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and attributes.status = 'RUNNING'"
         experiment = [parent.info.experiment_id]
         for run in _search(client, experiment, where, "attributes.start_time ASC", 1000):
+            perform(client, run.info.run_id, unfinished("KILLED", "the run above began again"))
             client.set_terminated(run.info.run_id, "KILLED")
 
 

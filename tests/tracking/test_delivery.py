@@ -293,7 +293,8 @@ def test_a_waiting_run_whose_process_is_gone_is_delivered_as_killed(
     start: Start, root: Path, remote: None
 ) -> None:
     with away(2, False, OutOfReach("no answer"), WRITERS):
-        run = start(outbox=root / "o", tags=environment_tags(), say=lambda _: None)
+        doing = {"description": f"**Training.** {tracking.NO_RESULT}"}
+        run = start(outbox=root / "o", tags=environment_tags(), say=lambda _: None, **doing)
         run.metrics({"train/loss": 1.0}, 0)
         run.flush()
     folder = root / "o" / run.run_id
@@ -306,6 +307,27 @@ def test_a_waiting_run_whose_process_is_gone_is_delivered_as_killed(
     found = everything(run.uri, "recsys")
     assert found["status"] == "KILLED" and found["metrics"] == {"train/loss": [(0, "1.0")]}
     assert f"process {os.getpid()} of " in found["tags"]["closed"]
+    assert found["tags"][tracking.NOTE_TAG] == (
+        f"**Training.** **KILLED:** {found['tags']['closed']}. Its last whole epoch was 0: "
+        f"`python -m pipelines.train resume={run.run_id}` goes on."
+    )
+
+
+def test_a_waiting_run_says_on_its_page_why_it_failed(
+    start: Start, root: Path, remote: None
+) -> None:
+    """With the id that the server gives it."""
+    given: dict[str, Any] = {"outbox": root / "o", "say": lambda _: None}
+    with away(1, False, OutOfReach("no"), [(tracking, "_run_of")]):
+        run = start(description=f"**Training.** {tracking.NO_RESULT}", **given)
+    with suppress(KeyboardInterrupt), run:
+        run.metrics({"train/loss": 1.0}, 3)
+        raise KeyboardInterrupt
+    arrived = deliver(root / "o" / run.run_id, run.uri)
+    assert everything(run.uri, "recsys")["tags"][tracking.NOTE_TAG] == (
+        "**Training.** **KILLED:** interrupted by Ctrl-C. Its last whole epoch was 3: "
+        f"`python -m pipelines.train resume={arrived.run_id}` goes on."
+    )
 
 
 def test_a_child_waits_for_its_parent(start: Start, root: Path, remote: None) -> None:
@@ -504,6 +526,9 @@ def test_runs_whose_process_is_gone_are_closed(start: Start) -> None:
         info = tracking.load_run(uri, run.run_id)
         assert info.status == ("KILLED" if name in gone else "RUNNING"), name
         assert ("closed" in info.tags) == (name in gone)
+        assert info.tags.get(tracking.NOTE_TAG) == (
+            f"**KILLED:** {info.tags['closed']}." if name in gone else None
+        )
     assert close_abandoned(uri, said.append) == []
     with start(run_id=runs["ended"].run_id, tags=own):  # taken up again, it is alive
         assert close_abandoned(uri, said.append) == []
