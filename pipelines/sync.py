@@ -140,7 +140,7 @@ def close_all(stores: Sequence[str]) -> tuple[list[tuple[str, str]], bool]:
     unasked = False
     for uri in stores:
         try:
-            closed += [(uri, run.run_id) for run in close_abandoned(uri, print)]
+            closed += [(uri, run.run_id) for run in close_abandoned(uri, print, outbox_dir())]
         except ValueError as error:
             complain(error)
             unasked = True

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -245,3 +246,13 @@ def delivered_runs(outbox: Path) -> dict[str, str]:
     """All runs that were delivered under another id than they had here: old id → MLflow's."""
     old = [note.name.removesuffix(_DELIVERED) for note in sorted(outbox.glob(f"*{_DELIVERED}"))]
     return {run: delivered_as(outbox, run) for run in old}
+
+
+def known_runs(outbox: Path) -> dict[str, str]:
+    """All runs that wait or waited here, and that a server knows: id here → MLflow's."""
+    known = delivered_runs(outbox)
+    for folder in waiting_runs(outbox):
+        with suppress(OutboxError):  # a damaged one is said by who delivers it
+            if (run_id := read_waiting(folder).run_id) is not None:
+                known[folder.name] = run_id
+    return known

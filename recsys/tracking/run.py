@@ -953,7 +953,8 @@ def load_run(uri: str, run_id: str, *, experiment: str | None = None) -> RunInfo
 
     Args:
         uri: the store.
-        run_id: MLflow's id, or `latest`: the training run that finished last.
+        run_id: MLflow's id, the one that the run had while it waited for its server, or `latest`:
+            the training run that finished last.
         experiment: where to look for `latest`; None looks everywhere.
 
     Raises:
@@ -1315,14 +1316,27 @@ def _get_run(client: MlflowClient, uri: str, run_id: str) -> Run:
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise TrackingError(
-            f"there is no run {run_id!r} in {without_password(uri)}; {_name_runs(client, run_id)}"
-        ) from None
+        found = _started_as(client, run_id)
+        if found is None:
+            there = _name_runs(client, run_id)
+            raise TrackingError(
+                f"there is no run {run_id!r} in {without_password(uri)}; {there}"
+            ) from None
+        run = found
     if run.info.lifecycle_stage == "deleted":
         raise TrackingError(
             f"run {run_id} is deleted; bring it back: mlflow runs restore --run-id {run_id}"
         )
     return run
+
+
+def _started_as(client: MlflowClient, key: str) -> Run | None:
+    """The run that had another id while it waited for its server."""
+    if re.fullmatch(r"\w+", key) is None:
+        return None
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+    where = f"tags.{STARTED_AS_TAG} = '{key}'"
+    return next(iter(_search(client, everywhere, where, "attributes.start_time ASC", 1)), None)
 
 
 def _logged_model(client: MlflowClient, run_id: str) -> LoggedModel | None:

@@ -345,6 +345,52 @@ def test_a_child_waits_for_its_parent(start: Start, root: Path, remote: None) ->
     assert everything(child.uri, "c")["tags"]["mlflow.parentRunId"] == arrived.run_id
 
 
+def test_a_parent_names_its_children_as_the_server_does(
+    start: Start, root: Path, remote: None
+) -> None:
+    """In tags, params, description and files, though it is delivered before them."""
+    quiet: dict[str, Any] = {"outbox": root / "o", "say": lambda _: None}
+    gone = {**environment_tags(), "process": "earlier/1/1"}
+    with away(1, False, OutOfReach("no answer"), [(tracking, "_run_of")]):
+        parent = start(**quiet, params={"below": {"first": "none"}})
+    child = start(experiment="recsys", parent_run_id=parent.run_id, tags=gone, **quiet)
+    other = start(experiment="recsys", tags=gone, **quiet)
+    with away(1, False, OutOfReach("no answer"), WRITERS), child, other:
+        child.tag("note", "last")
+        other.tag("note", "a run of its own")
+    with parent:
+        parent._write_params({"winner": child.run_id})
+        parent.tag("winner", child.run_id)
+        parent.describe(f"See {child.run_id} and {other.run_id}")
+        parent.artifact_json("study.json", {"best": child.run_id, "ä": 1})
+        parent.artifact_text("code.py", child.run_id)  # not for people
+    folders = {run: root / "o" / run.run_id for run in (parent, child, other)}
+    with (
+        away(2, False, KeyboardInterrupt(), [(MlflowClient, "create_run")]),
+        suppress(KeyboardInterrupt),  # when the child is made known
+    ):
+        deliver(folders[parent], parent.uri)
+    arrived = deliver(folders[parent], parent.uri)
+    info = tracking.load_run(parent.uri, arrived.run_id)
+    known = read_waiting(folders[child]).run_id
+    assert known is not None and known != child.run_id
+    assert info.tags["winner"] == info.params["winner"] == known
+    assert info.tags[tracking.NOTE_TAG] == f"See {known} and {other.run_id}"
+    assert json.loads(info.artifact("study.json").read_text()) == {"best": known, "ä": 1}
+    assert info.artifact("code.py").read_text() == child.run_id
+    # It says itself, when it is delivered, how it ended.
+    assert tracking.load_run(parent.uri, known).status == "RUNNING"
+    assert close_abandoned(parent.uri, print, root / "o") == []
+    for run in (child, other):
+        sent = deliver(folders[run], run.uri)
+        assert (sent.run_id, sent.status) == (known if run is child else run.run_id, "FINISHED")
+    shutil.rmtree(root / "o")  # on another machine
+    info = tracking.load_run(child.uri, child.run_id)
+    assert (info.run_id, info.status, info.tags["note"]) == (known, "FINISHED", "last")
+    assert "closed" not in info.tags
+    assert len(MlflowClient(child.uri).search_runs([info.experiment_id])) == 3
+
+
 def test_moments_are_those_of_the_run(
     start: Start, root: Path, remote: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

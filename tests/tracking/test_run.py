@@ -27,6 +27,7 @@ from recsys.tracking.run import (
     find_experiment,
     load_run,
     local_store,
+    unfinished,
 )
 
 Start = Callable[..., TrackedRun]
@@ -329,6 +330,10 @@ def test_a_result_stays_below_what_went_wrong_after_it(start: Start) -> None:
         raise OSError("no `room`\nin http://me:secret@host")
     note = load_run(run.uri, run.run_id).tags[NOTE_TAG]
     assert note == "**FAILED:** `OSError: no 'room'`.\n\nNDCG .2"
+    for _ in range(2):  # as a delivery may that breaks off
+        tracking.perform(run._client, run.run_id, unfinished("KILLED", "gone"))
+    note = load_run(run.uri, run.run_id).tags[NOTE_TAG]
+    assert note == "**KILLED:** gone.\n\n**FAILED:** `OSError: no 'room'`.\n\nNDCG .2"
     assert load_run(run.uri, run.run_id).status == "FAILED"
 
 
