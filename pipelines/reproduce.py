@@ -133,7 +133,8 @@ def run(config: ReproduceConfig) -> int:
         again_id, _, _ = tracked_training(
             trained, judge, None, None, started, parent=tracked.run_id, tags=tags
         )
-        after = tested(find_run(again_id, config.tracking.uri))
+        # Where the server went away meanwhile, what the test left waits on this disk.
+        after = tested(find_run(again_id, config.tracking.uri, waiting_too=True))
         verdict = compared(before, after, same_machine=not machine and not config.elsewhere)
         text = in_text(info, verdict, code, machine)
         tracked.tag("reproduced", str(verdict.reproduced).lower())
