@@ -189,7 +189,7 @@ def _run_on_server(
         tags[PARENT_TAG] = parent or delivered_as(outbox.folder.parent, tags[PARENT_TAG])
     doing = f"start the waiting run {key} in experiment {waiting.experiment!r}"
     with _store_errors(uri, doing):
-        experiment_id = _experiment_id(client, uri, waiting.experiment, None)
+        experiment_id = _experiment_id(client, uri, waiting.experiment, waiting.artifact_root)
         where = f"tags.{STARTED_AS_TAG} = '{key}'"
         found = _search(client, [experiment_id], where, "attributes.start_time ASC", 1)
     if found:

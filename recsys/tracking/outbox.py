@@ -49,6 +49,8 @@ class Waiting:
         run_id: MLflow's id; None while no server knows the run.
         delivered: so many lines of the journal.
         format: of the files.
+        artifact_root: folder for the artifacts, should the experiment have to be made in a
+            database; None with a server, which has its own.
     """
 
     uri: str
@@ -60,6 +62,7 @@ class Waiting:
     run_id: str | None
     delivered: int
     format: int = FORMAT
+    artifact_root: str | None = None
 
 
 class Outbox:

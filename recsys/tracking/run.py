@@ -120,6 +120,14 @@ SECONDS_TO_ANSWER_A_FILE = 120  # which it passes on before it answers
 
 _NAME = re.compile(r"[/\w.\- :]+")
 _PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
+# What databases say to a wrong login or name; that they start or shut down is said alike.
+_NO_ENTRY = re.compile(r'FATAL: +(password|role|database "|no pg_hba)|Access denied|Unknown data')
+# `postgresql://` means psycopg to SQLAlchemy 2.1, and psycopg2 to 2.0.
+_DRIVERS = {
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+}
 _PACKAGES = ("torch", "pytorch-lightning", "polars", "numpy", "mlflow")
 
 
@@ -173,12 +181,12 @@ class TrackedRun:
         uri: the store.
     """
 
-    def __init__(self, client: MlflowClient, run: Run | None, start: _Start) -> None:
-        """Use `TrackedRun.start`."""
+    def __init__(self, client: MlflowClient | None, run: Run | None, start: _Start) -> None:
+        """Use `TrackedRun.start`. There is no client where the run only waits."""
         self.run_id: str = start.key if run is None else run.info.run_id
         self.experiment_id: str = "" if run is None else run.info.experiment_id
         self.uri = start.uri
-        self._client = client
+        self._client: Any = client
         self._start = start
         self._local_artifacts = None if run is None else _local_folder(run.info.artifact_uri)
         self._outbox: Outbox | None = None
@@ -213,7 +221,8 @@ class TrackedRun:
         """Opens a new run, or takes up an interrupted one.
 
         Args:
-            uri: `sqlite:///FILE`, made if absent, or the address of an MLflow server.
+            uri: `sqlite:///FILE`, made if absent, or the address of an MLflow server or of another
+                database.
             artifact_root: folder for the artifacts of new experiments in a database store. Not
                 used with a server, which has its own.
             experiment: name of the experiment, made if absent.
@@ -252,17 +261,19 @@ class TrackedRun:
             int(time.time() * 1000),
             all_tags,
             without_password(config_yaml),
+            None if is_server(uri) else artifact_root,
             outbox,
             say,
         )
-        client = _open_client(uri)
+        client: MlflowClient | None = None
         run: Run | None = None
         away: TrackingError | None = None
         if outbox is not None and run_id is not None and is_waiting(outbox, run_id):
-            tracked = cls(client, None, start)
+            tracked = cls(None, None, start)
             tracked._wait_again()
         else:
             try:
+                client = _open_client(uri)
                 if outbox is not None and is_unknown(outbox, parent_run_id or ""):
                     raise OutOfReach(
                         f"its parent {parent_run_id} waits for {without_password(uri)}"
@@ -622,6 +633,7 @@ class TrackedRun:
                 params=self._params,
                 run_id=self.run_id if self.experiment_id else None,
                 delivered=0,
+                artifact_root=start.artifact_root,
             ),
             start.config_yaml,
         )
@@ -708,6 +720,7 @@ class _Start:
         time: in milliseconds since 1970.
         tags: at the start.
         config_yaml: the config.
+        artifact_root: folder for the artifacts of a new experiment in a database.
         outbox: folder of what waits.
         say: tells a person.
     """
@@ -719,6 +732,7 @@ class _Start:
     time: int
     tags: dict[str, str]
     config_yaml: str
+    artifact_root: str | None
     outbox: Path | None
     say: Callable[[str], None]
 
@@ -732,7 +746,8 @@ def _run_of(
         if run_id is not None:
             return _get_run(client, uri, run_id)
         experiment_id = _experiment_id(client, uri, start.experiment, artifact_root)
-        tags = {**start.tags, STARTED_AS_TAG: start.key} if is_server(uri) else start.tags
+        remote = is_server(uri) or _is_database_server(uri)
+        tags = {**start.tags, STARTED_AS_TAG: start.key} if remote else start.tags
     # Asked again, a server whose answer was lost would make a second run.
     with _store_errors(uri, f"start a run in experiment {start.experiment!r}", retries=0):
         run: Run = client.create_run(experiment_id, start.time, tags, start.name)
@@ -1117,6 +1132,11 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
+def _is_database_server(uri: str) -> bool:
+    """Whether a store is a database that another program serves."""
+    return re.match(r"(postgresql|mysql|mssql)\b", uri) is not None
+
+
 def _database_file(uri: str) -> Path | None:
     """The file of a SQLite store, None for every other store."""
     if not uri.startswith("sqlite"):
@@ -1160,7 +1180,19 @@ def _open_client(uri: str, create: bool = True) -> MlflowClient:
     ):
         logging.getLogger(name).setLevel(level)
     with _store_errors(uri, "open the tracking store"):
+        if _is_database_server(uri):
+            _try_database(uri)
         return MlflowClient(tracking_uri=uri)
+
+
+def _try_database(uri: str) -> None:
+    """Connects, and no more: MLflow would try ten times, for minutes, before it says why not."""
+    import sqlalchemy
+
+    limited = uri.startswith(("postgresql", "mysql")) and "connect_timeout" not in uri
+    limit = {"connect_timeout": SECONDS_TO_ANSWER} if limited else {}
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=limit)
+    engine.connect().close()
 
 
 @contextmanager
@@ -1178,7 +1210,7 @@ def _store_errors(
             has said otherwise (MLFLOW_HTTP_REQUEST_MAX_RETRIES).
 
     Raises:
-        OutOfReach: the server does not answer, or cannot at the moment.
+        OutOfReach: the server, or the database, does not answer, or cannot at the moment.
         Refused: it does not let this user in.
         TrackingError: any other refusal.
         OSError: the disk of a local store.
@@ -1191,8 +1223,10 @@ def _store_errors(
         with _patience(seconds, retries):
             yield
     except ModuleNotFoundError as error:  # the driver of a database
+        name = error.name or "of the driver"
         raise TrackingError(
-            f"cannot {doing} in {without_password(uri)}: the package {error.name} is not installed"
+            f"cannot {doing} in {without_password(uri)}: the package {name} is not installed "
+            f"(pip install {_DRIVERS.get(name, name)})"
         ) from error
     except (MlflowException, SQLAlchemyError, RequestException) as error:
         reason = without_password(str(error).strip())
@@ -1204,7 +1238,8 @@ def _store_errors(
         if re.search(r"disk is full|disk I/O error|readonly database|unable to open", reason):
             message = f"cannot {doing} in {where}: {lines[0]}"
             raise OSError(errno.ENOSPC if "disk" in reason else errno.EACCES, message) from error
-        raise TrackingError(f"cannot {doing} in {where}: {_clip(lines[0], 400)}") from error
+        kind = _database_error(error, reason) if _is_database_server(uri) else TrackingError
+        raise kind(f"cannot {doing} in {where}: {_clip(lines[0], 400)}") from error
 
 
 @contextmanager
@@ -1221,6 +1256,21 @@ def _patience(seconds: int, retries: int) -> Iterator[None]:
     finally:
         for name in ours:
             os.environ.pop(name, None)
+
+
+def _database_error(error: BaseException, said: str) -> type[TrackingError]:
+    """Whether a database is away, refuses, or is asked for something wrong."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DBAPIError, OperationalError
+
+    if isinstance(error, MlflowException):
+        away = error.error_code == "TEMPORARILY_UNAVAILABLE"
+    else:
+        lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        away = isinstance(error, OperationalError) or lost
+    if not away:
+        return TrackingError
+    return Refused if _NO_ENTRY.search(said) else OutOfReach
 
 
 def _server_error(

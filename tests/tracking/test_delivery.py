@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import math
@@ -507,10 +506,61 @@ def test_an_address_that_is_not_encrypted(start: Start, root: Path) -> None:
     assert not (root / "o").exists()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("MySQLdb") is not None, reason="has the driver")
-def test_a_database_whose_driver_is_missing(start: Start) -> None:
-    with pytest.raises(TrackingError, match=r"in mysql://me:\*\*\*@.*package MySQLdb is not inst"):
-        start(uri="mysql://me:secret@127.0.0.1/runs")
+@pytest.mark.parametrize(
+    ("scheme", "package", "named"),
+    [
+        ("mysql", "MySQLdb", "mysqlclient"),
+        ("postgresql+psycopg2", "psycopg2", "psycopg2-binary"),
+        ("postgresql+psycopg", "psycopg", "'psycopg[binary]'"),
+    ],
+)
+def test_a_database_whose_driver_is_missing(
+    start: Start, root: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, package: str, named: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(TrackingError) as caught:
+        start(uri=f"{scheme}://me:secret@127.0.0.1/runs", outbox=root / "o")
+    assert str(caught.value).endswith(
+        f"open the tracking store in {scheme}://me:***@127.0.0.1/runs: the package {package} is "
+        f"not installed (pip install {named})"
+    )
+    assert not (root / "o").exists()
+
+
+def test_a_database_that_is_away_is_said_at_once(start: Start, root: Path) -> None:
+    """MLflow itself would try for minutes; where a run can wait, it goes on."""
+    pytest.importorskip("psycopg2")
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))  # nobody listens
+        uri = f"postgresql+psycopg2://me:secret@127.0.0.1:{port.getsockname()[1]}/runs"
+        began, said = time.monotonic(), []
+        with pytest.raises(OutOfReach, match=r"psycopg2://me:\*\*\*@.*Connection refused"):
+            start(uri=uri)
+        with pytest.raises(OutOfReach, match="Connection refused"):
+            tracking.load_run(uri, "latest")
+        with start(uri=uri, outbox=root / "o", say=said.append) as run:
+            tell(run)
+        with pytest.raises(OutOfReach, match="Connection refused"):
+            deliver(root / "o" / run.run_id, uri)
+        assert time.monotonic() - began < 10
+    assert is_waiting(root / "o", run.run_id)
+    assert len(said) == 1 and "secret" not in said[0] and "The run goes on" in said[0]
+
+
+def test_what_a_database_says_in_the_middle() -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
+
+    def kind(said: str, code: int = TEMPORARILY_UNAVAILABLE, uri: str = "postgresql://h/r") -> type:
+        with pytest.raises(TrackingError) as caught, tracking._store_errors(uri, "write"):
+            raise MlflowException(said, error_code=code)
+        return caught.type
+
+    assert kind("server closed the connection unexpectedly") is OutOfReach
+    assert kind("FATAL:  the database system is shutting down") is OutOfReach
+    assert kind('FATAL:  password authentication failed for user "me"') is Refused
+    assert kind("duplicate key", BAD_REQUEST) is TrackingError
+    assert kind("database is locked", uri="sqlite:///runs.db") is TrackingError
 
 
 def test_a_login_that_lapses_in_the_middle_costs_nothing(
