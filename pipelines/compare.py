@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -285,10 +286,15 @@ def side_by_side(
     return rows, columns
 
 
+def hardest_to_beat(means: Sequence[float], metric: str) -> int:
+    """Which of several means of a metric is best."""
+    sign = -1 if metric == "logloss" else 1
+    return max(range(len(means)), key=lambda number: sign * means[number])
+
+
 def strongest_of(found: list[Comparison], metric: str) -> int:
     """Which of them is hardest to beat."""
-    sign = -1 if metric == "logloss" else 1
-    return max(range(len(found)), key=lambda number: sign * found[number].value.estimate)
+    return hardest_to_beat([other.value.estimate for other in found], metric)
 
 
 def tell_compared(

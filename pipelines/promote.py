@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
-from pipelines.compare import answers_of, legend_of, usual_metric
+from pipelines.compare import answers_of, hardest_to_beat, legend_of, usual_metric
 from pipelines.entry import main
 from pipelines.examining import metric_title
 from pipelines.judging import say, share
@@ -246,8 +246,8 @@ def strongest(baselines: Sequence[Answers], metric: str, info: RunInfo) -> Answe
         )
     from recsys.evaluation.promotion import mean_of
 
-    sign = -1 if metric == "logloss" else 1
-    return max(baselines, key=lambda answers: sign * mean_of(answers, metric))
+    means = [mean_of(answers, metric) for answers in baselines]
+    return baselines[hardest_to_beat(means, metric)]
 
 
 def in_text(decision: Decision, against: str, outcome: str, legend: str) -> str:
