@@ -26,7 +26,7 @@ from pipelines.examining import metric_title, reporting_metric
 from pipelines.judging import Judge, interval_text, say
 from pipelines.own import model_class
 from pipelines.result import check_result_path, without_nan, write_result
-from pipelines.runs import start_run
+from pipelines.runs import name_dataset, start_run
 from pipelines.schemas import (
     BacktestConfig,
     EvaluationConfig,
@@ -94,6 +94,7 @@ def run(config: BacktestConfig) -> None:
     with start_run(
         config, "backtest", config.name or title, tags=tags, description=doing
     ) as tracked:
+        name_dataset(tracked, config.data, jobs[-1], "back-test")
         windows: list[Window] = []
         first_run: str | None = None
         for number, judge in enumerate(jobs):

@@ -71,6 +71,7 @@ def run(config: CompareConfig) -> None:
     }
     doing = f"Holding {plain(title)} against each other. {NO_RESULT}"
     with start_run(config, "compare", f"compare {title}", tags=tags, description=doing) as tracked:
+        tracked.datasets_of(infos[0], "comparison")
         for other in found:
             prefix = f"difference/{file_name(other.other)}/{metric}"
             ends = other.difference

@@ -66,6 +66,7 @@ from pipelines.schemas import (
     DataConfig,
     EvaluateConfig,
     EvaluationConfig,
+    SplitConfig,
     TimeConfig,
     TrackingConfig,
     TrainConfig,
@@ -188,15 +189,7 @@ def run(config: EvaluateConfig) -> None:
             said = ", ".join(f"{name} {count:,}" for name, count in unknown.items())
             say(f"values that training did not know, in the test questions: {said}")
     else:
-        judge = make_judge(
-            store,
-            split_config,
-            evaluation,
-            repeats=data.repeats,
-            candidates=config.candidate_set,
-            audit=config.audit,
-            refit=refit,
-        )
+        judge = next_item_judge(config, data, split_config, store, refit=refit)
     say(split_counts(judge.split))
     if elsewhere:
         judge = with_leaks(config, trained, judge, info)
@@ -228,6 +221,27 @@ def check(config: EvaluateConfig) -> None:
         check_evaluation(config.evaluation)
     else:
         check_click_evaluation(config.evaluation)
+
+
+def next_item_judge(
+    config: EvaluateConfig,
+    data: DataConfig,
+    split: SplitConfig,
+    store: HistoryStore,
+    *,
+    refit: bool = False,
+) -> Judge:
+    """Asks about next items, on the data and split that the command or the run names."""
+    assert isinstance(config.evaluation, EvaluationConfig)
+    return make_judge(
+        store,
+        split,
+        config.evaluation,
+        repeats=data.repeats,
+        candidates=config.candidate_set,
+        audit=config.audit,
+        refit=refit,
+    )
 
 
 def judge_recommendations(config: EvaluateConfig, started: float) -> None:
@@ -272,14 +286,7 @@ def judge_recommendations(config: EvaluateConfig, started: float) -> None:
 
     store = open_store(make_store(data, accept_lists))
     say_unusable(store)
-    judge = make_judge(
-        store,
-        split_config,
-        evaluation,
-        repeats=data.repeats,
-        candidates=config.candidate_set,
-        audit=config.audit,
-    )
+    judge = next_item_judge(config, data, split_config, store)
     say(split_counts(judge.split))
     ranking = judge_lists(
         path,

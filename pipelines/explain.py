@@ -44,7 +44,7 @@ from pipelines.ingest import make_store
 from pipelines.judging import Judge, make_split, say, say_unusable
 from pipelines.people import known_ids
 from pipelines.result import check_result_path, write_result
-from pipelines.runs import start_run, trained_run
+from pipelines.runs import name_store, start_run, trained_run
 from pipelines.schemas import ClicksConfig, EvaluationConfig, ExplainConfig, TrainConfig
 from pipelines.story import link, plain
 from pipelines.titles import Titles, item_titles
@@ -89,6 +89,7 @@ def run(config: ExplainConfig) -> None:
     report = explained(config, trained, store, model, folder, name, users, titles)
     tags = {"explains": info.run_id, "store": store.fingerprint}
     with start_run(config, "explain", f"explain {info.name}", tags=tags) as tracked:
+        name_store(tracked, trained.data, store, "explanation")
         report.keep(tracked)
         tracked.describe(
             "\n\n".join(

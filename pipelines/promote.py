@@ -104,6 +104,7 @@ def run(config: PromoteConfig) -> int:
         "version": str(version),
     }
     with start_run(config, "promote", f"promote {version}", tags=tags) as tracked:
+        tracked.datasets_of(asked.judged, "promotion")
         overall = decision.parts[0]
         if overall.bound is not None:
             name = f"difference/champion/{metric}"
@@ -176,12 +177,14 @@ class Asked:
         champion: of the champion; None where there is none.
         baselines: of the challenger's test.
         runs: that they were read from.
+        judged: the one of them with the challenger's.
     """
 
     challenger: Answers
     champion: Answers | None
     baselines: list[Answers]
     runs: list[str]
+    judged: RunInfo
 
 
 def whose_answers(
@@ -227,8 +230,9 @@ def whose_answers(
         champion=None if champion is None else found[1],
         baselines=baselines,
         runs=[side.run_id for side in read.values()],
+        judged=read[info.run_id],
     )
-    return asked, legend_of(read[info.run_id])
+    return asked, legend_of(asked.judged)
 
 
 def strongest(baselines: Sequence[Answers], metric: str, info: RunInfo) -> Answers:

@@ -613,6 +613,7 @@ def tracked_trial(
     name = f"trial {number + 1}: {in_words(trial.params)}"
     with start_run(settings, "trial", name, tags=tags, parent=tracked.run_id) as child:
         trial.set_user_attr("run", child.run_id)
+        name_dataset(child, settings.data, judge, "tuning")
         book = Book(child)
         watch = Watch(book, trial, metric, settings.trainer.max_epochs)
         folder = run_folder(child.run_id)

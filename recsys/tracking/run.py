@@ -480,11 +480,27 @@ class TrackedRun:
             "schema": json.dumps({"mlflow_colspec": schema}) if schema else None,
             "profile": json.dumps({**profile, "fingerprint": digest}, default=str),
         }
+        self._name_dataset(dataset, context)
+        self._set_tag(f"dataset.{_legal(name)}", digest)
+
+    def datasets_of(self, info: RunInfo, context: str) -> None:
+        """Names the data sets that another run read, which this one is about.
+
+        Args:
+            info: the other run.
+            context: what they were used for here.
+        """
+        for dataset in info.datasets:
+            self._name_dataset(dataset, context)
+        for key, value in info.tags.items():
+            if key.startswith("dataset."):
+                self._set_tag(key, value)
+
+    def _name_dataset(self, dataset: Mapping[str, Any], context: str) -> None:
         self._send(
-            {"do": "dataset", "dataset": dataset, "context": context},
+            {"do": "dataset", "dataset": dict(dataset), "context": context},
             f"write the data set of run {self.run_id}",
         )
-        self._set_tag(f"dataset.{_legal(name)}", digest)
 
     def describe(self, markdown: str) -> None:
         """Sets the description on top of the run's page."""
@@ -902,6 +918,7 @@ class RunInfo:
         metrics: the last value of each.
         artifacts: the folder of its artifacts, or None where they lie on a server.
         uri: the store.
+        datasets: that it read, as MLflow describes them.
     """
 
     run_id: str
@@ -914,6 +931,7 @@ class RunInfo:
     metrics: dict[str, float]
     artifacts: Path | None
     uri: str
+    datasets: tuple[dict[str, Any], ...] = ()
 
     def artifact(self, name: str) -> Path:
         """A local path of an artifact (file or folder), fetched first if it lies on a server.
@@ -983,6 +1001,7 @@ def load_run(uri: str, run_id: str, *, experiment: str | None = None) -> RunInfo
             run = _get_run(client, uri, run_id)
         owner = client.get_experiment(run.info.experiment_id)
     tags = run.data.tags
+    inputs = [] if run.inputs is None else run.inputs.dataset_inputs
     return RunInfo(
         run_id=run.info.run_id,
         name=run.info.run_name,
@@ -994,6 +1013,7 @@ def load_run(uri: str, run_id: str, *, experiment: str | None = None) -> RunInfo
         metrics=dict(run.data.metrics),
         artifacts=_local_folder(run.info.artifact_uri),
         uri=uri,
+        datasets=tuple(one.dataset.to_dictionary() for one in inputs),
     )
 
 

@@ -154,6 +154,7 @@ def test_a_better_run_takes_the_place_of_the_champion(
     decided = load_run(uri, champion.tags["decided_in"])
     assert decided.status == "FINISHED" and decided.tags["pipeline"] == "promote"
     assert decided.run_id == report_of(place)["run_id"]
+    assert decided.datasets == load_run(uri, good).datasets != ()
     folder = artifacts(place, decided.run_id)
     assert json.loads((folder / "promote.json").read_text()) == report
     assert (folder / "promote.txt").read_text().strip() in said
