@@ -1099,7 +1099,8 @@ def end_open_children(uri: str, parent_run_id: str) -> None:
     client = _open_client(uri, create=False)
     with _store_errors(uri, f"end the runs below {parent_run_id}"):
         parent = _get_run(client, uri, parent_run_id)
-        where = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and attributes.status = 'RUNNING'"
+        above = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
+        where = f"{above} and attributes.status = 'RUNNING'"
         experiment = [parent.info.experiment_id]
         for run in _search(client, experiment, where, "attributes.start_time ASC", 1000):
             perform(client, run.info.run_id, unfinished("KILLED", "the run above began again"))

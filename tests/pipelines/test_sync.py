@@ -99,24 +99,17 @@ def story(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         with pytest.MonkeyPatch.context() as patch:
             here(place, patch)
             said = {"undisturbed": printed(train.run, compose("train", TrainConfig, given))}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.train", *given],
-            cwd=place.folder,
-            env=place.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
-        said["cut"] = ""
-        for line in process.stdout:
-            said["cut"] += line
-            if line.startswith("epoch 1/"):
-                server.stop()
-        errors = process.communicate(timeout=60)[1]
-        assert process.returncode == 0 and errors == "", errors
-        with pytest.MonkeyPatch.context() as patch:
-            here(place, patch)
+
+            def stop(line: str) -> None:
+                judging.say(line)
+                if line.startswith("epoch 1/"):
+                    server.stop()
+
+            patch.setattr(fitting, "say", stop)
+            with contextlib.redirect_stderr(io.StringIO()) as errors:
+                said["cut"] = printed(train.run, compose("train", TrainConfig, given))
+            assert errors.getvalue() == ""
+            patch.setattr(fitting, "say", judging.say)
             said["late"] = printed(train.run, compose("train", TrainConfig, given))
 
             def interrupt(line: str) -> None:
@@ -158,16 +151,18 @@ def test_training_goes_on_and_says_so_once(story: Story) -> None:
         assert "epoch 3/3" in story.said[name]
 
 
-def test_while_it_waits(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_it_waits(
+    story: Story, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     here(story.place, monkeypatch)
     for run in (story.cut, story.late):
         with pytest.raises(ConfigError, match=r"waits in .*: deliver it with python -m pipelines"):
             evaluate.implied([f"run={run}", at(story)])
     before = {path: path.read_bytes() for path in story.outbox.rglob("*") if path.is_file()}
-    done = story.place.command("sync")
-    assert done.returncode == 1
-    assert done.stdout == "0 delivered, 3 waiting, 0 closed\n"
-    (error,) = done.stderr.splitlines()  # once for the server, not for each run
+    assert sync.run(compose("sync", SyncConfig, [])) == 1
+    done = capsys.readouterr()
+    assert done.out == "0 delivered, 3 waiting, 0 closed\n"
+    (error,) = done.err.splitlines()  # once for the server, not for each run
     assert error.startswith("Error: ") and error.endswith("Connection refused")
     assert {p: p.read_bytes() for p in story.outbox.rglob("*") if p.is_file()} == before
 

@@ -155,6 +155,7 @@ def test_a_study_that_waited_goes_on_where_it_arrived(
 ) -> None:
     """And its winner is tested once, even where it ends right after that."""
     before = waited.run(waited.found["tune"]["run_id"])
+    assert {run: tune.run_now(run) for run in waited.became} == waited.became
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
