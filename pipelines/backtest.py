@@ -35,7 +35,7 @@ from pipelines.schemas import (
     TimeConfig,
     TrainConfig,
 )
-from pipelines.story import begun, image, markdown_table, plain
+from pipelines.story import image, markdown_table, plain
 from pipelines.train import (
     check_kinds,
     check_trainer,
@@ -79,6 +79,8 @@ def run(config: BacktestConfig) -> None:
     started = time.perf_counter()
     check_result_path(config.result)
     check(config)
+    from recsys.tracking.run import NO_RESULT
+
     assert isinstance(config.split, TimeConfig) and isinstance(config.evaluation, EvaluationConfig)
     check_trainer(training_config(config, 0))
     metric = reporting_metric(config.evaluation.ks)
@@ -87,7 +89,7 @@ def run(config: BacktestConfig) -> None:
     jobs = [next_item_job(training_config(config, n)) for n in range(len(config.cuts) - 1)]
     title = f"back-test {model_title(config)} {config.data.name}"
     tags = {"store": jobs[0].store.fingerprint, "seed": str(config.seed)}
-    doing = begun(jobs[0], config.data.name, f"Back-testing in {len(jobs)} windows.")
+    doing = f"Back-testing in {len(jobs)} windows. {NO_RESULT}"
     trusted: list[str] = []
     if isinstance(config.model, OwnModelConfig):
         trusted.append(package(model_class(config.model).__module__))

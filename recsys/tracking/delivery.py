@@ -139,8 +139,9 @@ def _with_ids(
 
 def _text_with_ids(text: str, renamed: Mapping[str, str], experiment_id: str) -> str:
     for old, new in renamed.items():
-        text = text.replace(f"experiments//runs/{old}", f"experiments/{experiment_id}/runs/{new}")
-        text = text.replace(old, new)
+        if old != new and old in text:
+            here = f"experiments/{experiment_id}/runs/{new}"
+            text = text.replace(f"experiments//runs/{old}", here).replace(old, new)
     return text
 
 
@@ -150,10 +151,11 @@ def _file_with_ids(path: Path, renamed: Mapping[str, str], experiment_id: str) -
     if path.suffix not in (".json", ".txt", ".html"):
         yield path
         return
+    text = path.read_bytes().decode(errors="surrogateescape")
     with tempfile.TemporaryDirectory() as aside:
-        text = path.read_text(encoding="utf-8")
         sent = Path(aside) / path.name
-        sent.write_text(_text_with_ids(text, renamed, experiment_id), encoding="utf-8")
+        named = _text_with_ids(text, renamed, experiment_id)
+        sent.write_bytes(named.encode(errors="surrogateescape"))
         yield sent
 
 

@@ -351,6 +351,8 @@ def test_a_parent_names_its_children_as_the_server_does(
     quiet: dict[str, Any] = {"outbox": root / "o", "say": lambda _: None}
     gone = {**environment_tags(), "process": "earlier/1/1"}
     with away(1, False, OutOfReach("no answer"), [(tracking, "_run_of")]):
+        stranger = start(**quiet)
+        stranger.finish()
         parent = start(**quiet, params={"below": {"first": "none"}})
     child = start(experiment="recsys", parent_run_id=parent.run_id, tags=gone, **quiet)
     other = start(experiment="recsys", tags=gone, **quiet)
@@ -362,6 +364,7 @@ def test_a_parent_names_its_children_as_the_server_does(
         parent.tag("winner", child.run_id)
         parent.describe(f"See {child.run_id} and {other.run_id}")
         parent.artifact_json("study.json", {"best": child.run_id, "ä": 1})
+        parent._write_artifact("theirs.txt", f"{child.run_id}\r\n".encode() + b"\xff")
         parent.artifact_text("code.py", child.run_id)  # not for people
     folders = {run: root / "o" / run.run_id for run in (parent, child, other)}
     with (
@@ -376,7 +379,9 @@ def test_a_parent_names_its_children_as_the_server_does(
     assert info.tags["winner"] == info.params["winner"] == known
     assert info.tags[tracking.NOTE_TAG] == f"See {known} and {other.run_id}"
     assert json.loads(info.artifact("study.json").read_text()) == {"best": known, "ä": 1}
+    assert info.artifact("theirs.txt").read_bytes() == f"{known}\r\n".encode() + b"\xff"
     assert info.artifact("code.py").read_text() == child.run_id
+    assert read_waiting(root / "o" / stranger.run_id).run_id is None
     # It says itself, when it is delivered, how it ended.
     assert tracking.load_run(parent.uri, known).status == "RUNNING"
     assert close_abandoned(parent.uri, print, root / "o") == []
