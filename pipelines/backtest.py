@@ -26,7 +26,7 @@ from pipelines.examining import metric_title, reporting_metric
 from pipelines.judging import Judge, interval_text, say
 from pipelines.own import model_class
 from pipelines.result import check_result_path, without_nan, write_result
-from pipelines.runs import start_run
+from pipelines.runs import name_dataset, start_run
 from pipelines.schemas import (
     BacktestConfig,
     EvaluationConfig,
@@ -44,7 +44,7 @@ from pipelines.train import (
     run_folder,
     tracked_training,
 )
-from pipelines.ui import how_to_open
+from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     import polars as pl
@@ -79,6 +79,8 @@ def run(config: BacktestConfig) -> None:
     started = time.perf_counter()
     check_result_path(config.result)
     check(config)
+    from recsys.tracking.run import NO_RESULT
+
     assert isinstance(config.split, TimeConfig) and isinstance(config.evaluation, EvaluationConfig)
     check_trainer(training_config(config, 0))
     metric = reporting_metric(config.evaluation.ks)
@@ -87,13 +89,14 @@ def run(config: BacktestConfig) -> None:
     jobs = [next_item_job(training_config(config, n)) for n in range(len(config.cuts) - 1)]
     title = f"back-test {model_title(config)} {config.data.name}"
     tags = {"store": jobs[0].store.fingerprint, "seed": str(config.seed)}
-    doing = f"Back-testing in {len(jobs)} windows. No result yet."
+    doing = f"Back-testing in {len(jobs)} windows. {NO_RESULT}"
     trusted: list[str] = []
     if isinstance(config.model, OwnModelConfig):
         trusted.append(package(model_class(config.model).__module__))
     with start_run(
         config, "backtest", config.name or title, tags=tags, description=doing
     ) as tracked:
+        name_dataset(tracked, config.data, jobs[-1], "back-test")
         windows: list[Window] = []
         first_run: str | None = None
         for number, judge in enumerate(jobs):
@@ -125,7 +128,7 @@ def run(config: BacktestConfig) -> None:
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=found)
     say("")
     say(text)
-    say(f"\n{seconds:.0f} s. The run in the MLflow UI:")
+    say(f"\n{seconds:.0f} s. {in_the_ui(tracked.run_id)}")
     say(how_to_open(tracked.run_id, config.tracking.uri))
 
 

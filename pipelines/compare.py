@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import find_run, start_run
 from pipelines.schemas import CompareConfig
 from pipelines.story import link, markdown_table, plain
-from pipelines.ui import how_to_open
+from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     import polars as pl
@@ -45,6 +46,7 @@ def run(config: CompareConfig) -> None:
     check_result_path(config.result)
     check(config)
     from recsys.evaluation.compare import compare
+    from recsys.tracking.run import NO_RESULT
 
     infos = [find_run(name, config.tracking.uri) for name in config.runs]
     if len({info.run_id for info in infos}) < len(infos):
@@ -67,8 +69,9 @@ def run(config: CompareConfig) -> None:
         "compares": ",".join(info.run_id for info in infos),
         "protocol": reference.protocol,
     }
-    doing = f"Holding {plain(title)} against each other. No result yet."
+    doing = f"Holding {plain(title)} against each other. {NO_RESULT}"
     with start_run(config, "compare", f"compare {title}", tags=tags, description=doing) as tracked:
+        tracked.datasets_of(infos[0], "comparison")
         for other in found:
             prefix = f"difference/{file_name(other.other)}/{metric}"
             ends = other.difference
@@ -89,7 +92,7 @@ def run(config: CompareConfig) -> None:
             config.result, run_id=tracked.run_id, seconds=seconds, rows=rows, comparison=report
         )
     say(text)
-    say(f"\n{seconds:.0f} s. The run in the MLflow UI, with compare.html among its artifacts:")
+    say(f"\n{seconds:.0f} s. {in_the_ui(tracked.run_id, 'compare.html')}")
     say(how_to_open(tracked.run_id, config.tracking.uri))
 
 
@@ -284,10 +287,15 @@ def side_by_side(
     return rows, columns
 
 
+def hardest_to_beat(means: Sequence[float], metric: str) -> int:
+    """Which of several means of a metric is best."""
+    sign = -1 if metric == "logloss" else 1
+    return max(range(len(means)), key=lambda number: sign * means[number])
+
+
 def strongest_of(found: list[Comparison], metric: str) -> int:
     """Which of them is hardest to beat."""
-    sign = -1 if metric == "logloss" else 1
-    return max(range(len(found)), key=lambda number: sign * found[number].value.estimate)
+    return hardest_to_beat([other.value.estimate for other in found], metric)
 
 
 def tell_compared(

@@ -66,12 +66,13 @@ from pipelines.schemas import (
     DataConfig,
     EvaluateConfig,
     EvaluationConfig,
+    SplitConfig,
     TimeConfig,
     TrackingConfig,
     TrainConfig,
 )
 from pipelines.story import begun, tell
-from pipelines.ui import how_to_open
+from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     from recsys.histories.store import HistoryStore
@@ -188,15 +189,7 @@ def run(config: EvaluateConfig) -> None:
             said = ", ".join(f"{name} {count:,}" for name, count in unknown.items())
             say(f"values that training did not know, in the test questions: {said}")
     else:
-        judge = make_judge(
-            store,
-            split_config,
-            evaluation,
-            repeats=data.repeats,
-            candidates=config.candidate_set,
-            audit=config.audit,
-            refit=refit,
-        )
+        judge = next_item_judge(config, data, split_config, store, refit=refit)
     say(split_counts(judge.split))
     if elsewhere:
         judge = with_leaks(config, trained, judge, info)
@@ -228,6 +221,27 @@ def check(config: EvaluateConfig) -> None:
         check_evaluation(config.evaluation)
     else:
         check_click_evaluation(config.evaluation)
+
+
+def next_item_judge(
+    config: EvaluateConfig,
+    data: DataConfig,
+    split: SplitConfig,
+    store: HistoryStore,
+    *,
+    refit: bool = False,
+) -> Judge:
+    """Asks about next items, on the data and split that the command or the run names."""
+    assert isinstance(config.evaluation, EvaluationConfig)
+    return make_judge(
+        store,
+        split,
+        config.evaluation,
+        repeats=data.repeats,
+        candidates=config.candidate_set,
+        audit=config.audit,
+        refit=refit,
+    )
 
 
 def judge_recommendations(config: EvaluateConfig, started: float) -> None:
@@ -272,14 +286,7 @@ def judge_recommendations(config: EvaluateConfig, started: float) -> None:
 
     store = open_store(make_store(data, accept_lists))
     say_unusable(store)
-    judge = make_judge(
-        store,
-        split_config,
-        evaluation,
-        repeats=data.repeats,
-        candidates=config.candidate_set,
-        audit=config.audit,
-    )
+    judge = next_item_judge(config, data, split_config, store)
     say(split_counts(judge.split))
     ranking = judge_lists(
         path,
@@ -346,7 +353,7 @@ def track(
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     say("")
     say(text)
-    say(f"\n{seconds:.0f} s. The run in the MLflow UI:")
+    say(f"\n{seconds:.0f} s. {in_the_ui(tracked.run_id)}")
     say(how_to_open(tracked.run_id, config.tracking.uri))
 
 

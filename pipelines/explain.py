@@ -44,11 +44,11 @@ from pipelines.ingest import make_store
 from pipelines.judging import Judge, make_split, say, say_unusable
 from pipelines.people import known_ids
 from pipelines.result import check_result_path, write_result
-from pipelines.runs import start_run, trained_run
+from pipelines.runs import name_store, start_run, trained_run
 from pipelines.schemas import ClicksConfig, EvaluationConfig, ExplainConfig, TrainConfig
 from pipelines.story import link, plain
 from pipelines.titles import Titles, item_titles
-from pipelines.ui import how_to_open
+from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,6 +89,7 @@ def run(config: ExplainConfig) -> None:
     report = explained(config, trained, store, model, folder, name, users, titles)
     tags = {"explains": info.run_id, "store": store.fingerprint}
     with start_run(config, "explain", f"explain {info.name}", tags=tags) as tracked:
+        name_store(tracked, trained.data, store, "explanation")
         report.keep(tracked)
         tracked.describe(
             "\n\n".join(
@@ -119,7 +120,7 @@ def run(config: ExplainConfig) -> None:
         say(line)
     if config.output is not None:
         say(f"The page: {config.output}")
-    say(f"\n{seconds:.0f} s. The run in the MLflow UI, with explain.html among its artifacts:")
+    say(f"\n{seconds:.0f} s. {in_the_ui(tracked.run_id, 'explain.html')}")
     say(how_to_open(tracked.run_id, config.tracking.uri))
 
 

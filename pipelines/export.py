@@ -24,6 +24,7 @@ from pipelines.entry import main
 from pipelines.judging import say
 from pipelines.runs import trained_run
 from pipelines.schemas import ClicksConfig, ExportConfig
+from pipelines.ui import how_to_open
 
 
 def run(config: ExportConfig) -> None:
@@ -60,6 +61,8 @@ def run(config: ExportConfig) -> None:
     say(f"  → {program.output}")
     size = output.stat().st_size / 1e6
     say(f"{size:,.1f} MB in {time.perf_counter() - started:.0f} s: {output}, told in {beside}")
+    say("The run of the model in the MLflow UI:")
+    say(how_to_open(info.run_id, config.tracking.uri))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
-from pipelines.compare import answers_of, legend_of, usual_metric
+from pipelines.compare import answers_of, hardest_to_beat, legend_of, usual_metric
 from pipelines.entry import main
 from pipelines.examining import metric_title
 from pipelines.judging import say, share
@@ -34,7 +34,7 @@ from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import find_run, registered, start_run, trained_run
 from pipelines.schemas import PromoteConfig
 from pipelines.story import link
-from pipelines.ui import how_to_open
+from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     from recsys.evaluation.compare import Answers
@@ -105,6 +105,7 @@ def run(config: PromoteConfig) -> int:
         "version": str(version),
     }
     with start_run(config, "promote", f"promote {version}", tags=tags) as tracked:
+        tracked.datasets_of(asked.judged, "promotion")
         overall = decision.parts[0]
         if overall.bound is not None:
             name = f"difference/champion/{metric}"
@@ -144,7 +145,7 @@ def run(config: PromoteConfig) -> int:
         promotion=report,
     )
     say(text)
-    say(f"\n{seconds:.0f} s. The run in the MLflow UI, with promote.html among its artifacts:")
+    say(f"\n{seconds:.0f} s. {in_the_ui(tracked.run_id, 'promote.html')}")
     say(how_to_open(tracked.run_id, config.tracking.uri))
     return 0 if decision.promoted else REFUSED
 
@@ -178,12 +179,14 @@ class Asked:
         champion: of the champion; None where there is none.
         baselines: of the challenger's test.
         runs: that they were read from.
+        judged: the one of them with the challenger's.
     """
 
     challenger: Answers
     champion: Answers | None
     baselines: list[Answers]
     runs: list[str]
+    judged: RunInfo
 
 
 def whose_answers(
@@ -229,8 +232,9 @@ def whose_answers(
         champion=None if champion is None else found[1],
         baselines=baselines,
         runs=[side.run_id for side in read.values()],
+        judged=read[info.run_id],
     )
-    return asked, legend_of(read[info.run_id])
+    return asked, legend_of(asked.judged)
 
 
 def strongest(baselines: Sequence[Answers], metric: str, info: RunInfo) -> Answers:
@@ -248,8 +252,8 @@ def strongest(baselines: Sequence[Answers], metric: str, info: RunInfo) -> Answe
         )
     from recsys.evaluation.promotion import mean_of
 
-    sign = -1 if metric == "logloss" else 1
-    return max(baselines, key=lambda answers: sign * mean_of(answers, metric))
+    means = [mean_of(answers, metric) for answers in baselines]
+    return baselines[hardest_to_beat(means, metric)]
 
 
 def in_text(decision: Decision, against: str, outcome: str, legend: str) -> str:

@@ -30,9 +30,9 @@ from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import find_run, name_dataset, start_run, trained_run
 from pipelines.schemas import ReproduceConfig, TrainConfig
-from pipelines.story import plain, run_page
+from pipelines.story import begun, plain, run_page
 from pipelines.train import job, tracked_training
-from pipelines.ui import how_to_open
+from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     import polars as pl
@@ -125,12 +125,16 @@ def run(config: ReproduceConfig) -> int:
     tags = {"reproduces": info.run_id}
     own = {**tags, "store": judge.store.fingerprint, "protocol": judge.protocol}
     config = replace(config, tracking=tracking)
-    with start_run(config, "reproduce", f"reproduce {info.name}", tags=own) as tracked:
+    doing = begun(judge, trained.data.name, f"Training {info.name} again.")
+    with start_run(
+        config, "reproduce", f"reproduce {info.name}", tags=own, description=doing
+    ) as tracked:
         name_dataset(tracked, trained.data, judge, "training")
         again_id, _, _ = tracked_training(
             trained, judge, None, None, started, parent=tracked.run_id, tags=tags
         )
-        after = tested(find_run(again_id, config.tracking.uri))
+        # Where the server went away meanwhile, what the test left waits on this disk.
+        after = tested(find_run(again_id, config.tracking.uri, waiting_too=True))
         verdict = compared(before, after, same_machine=not machine and not config.elsewhere)
         text = in_text(info, verdict, code, machine)
         tracked.tag("reproduced", str(verdict.reproduced).lower())
@@ -159,7 +163,7 @@ def run(config: ReproduceConfig) -> int:
         )
     say("")
     say(text)
-    say(f"\n{seconds:.0f} s. The run in the MLflow UI:")
+    say(f"\n{seconds:.0f} s. {in_the_ui(tracked.run_id)}")
     say(how_to_open(tracked.run_id, config.tracking.uri))
     return 0 if verdict.reproduced else NOT_REPRODUCED
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pipelines.clicks import ClickJudge
     from pipelines.judging import Judge
+    from recsys.histories.store import HistoryStore
     from recsys.tracking.registry import Version
     from recsys.tracking.run import RunInfo, TrackedRun
 
@@ -113,9 +114,27 @@ def name_dataset(
         judge: holds the store and the questions.
         context: what it was used for.
     """
-    store = judge.store
+    name_store(tracked, data, judge.store, context, judge.split.counts)
+
+
+def name_store(
+    tracked: TrackedRun,
+    data: DataConfig,
+    store: HistoryStore,
+    context: str,
+    more: Mapping[str, int] | None = None,
+) -> None:
+    """The data set of a run.
+
+    Args:
+        tracked: the run.
+        data: where it came from.
+        store: that was made of it.
+        context: what it was used for.
+        more: counts beside those of the store.
+    """
     counts = {"events": store.events, "users": store.users, "items": store.catalogue_size - 1}
-    profile = {**counts, **judge.split.counts}
+    profile = {**counts, **(more or {})}
     source = data.class_path or data.path or data.source or data.name
     tracked.dataset(data.name, store.fingerprint, profile, source, context=context)
 

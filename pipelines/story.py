@@ -28,7 +28,9 @@ def begun(judge: Judge | ClickJudge, title: str, doing: str) -> str:
         title: of the data.
         doing: what is going on, in words.
     """
-    return "\n\n".join([f"**{plain(doing)}** No result yet.", *about(judge, title)])
+    from recsys.tracking.run import NO_RESULT
+
+    return "\n\n".join([f"**{plain(doing)}** {NO_RESULT}", *about(judge, title)])
 
 
 def told(

@@ -33,20 +33,21 @@ def run(config: SyncConfig) -> int:
     waiting, damaged = what_waits(config.run)
     arrived, away = deliver_all(config, waiting)
     move_run_folders()
-    closed: int | None = 0
+    closed: list[tuple[str, str]] = []
+    unasked = False
     if config.run is None:
         stores = {uri for uri, _ in arrived}
         if config.tracking.uri is not None:
             stores = {config.tracking.uri} - away
         elif (root() / "mlflow.db").exists():
             stores.add(tracking_uri())
-        closed = close_all(sorted(stores))
+        closed, unasked = close_all(sorted(stores))
     left = sum((folder / "run.json").exists() for folder, _ in waiting) + damaged
-    print(f"{len(arrived)} delivered, {left} waiting, {closed or 0} closed", flush=True)
-    if arrived:
-        uri, run_id = arrived[-1]
-        print(how_to_open(run_id, uri), flush=True)
-    return 1 if damaged or away or closed is None else 0
+    print(f"{len(arrived)} delivered, {left} waiting, {len(closed)} closed", flush=True)
+    if last := [*closed, *arrived][-1:]:
+        ((uri, run_id),) = last
+        print(how_to_open(run_id, None if uri == tracking_uri() else uri), flush=True)
+    return 1 if damaged or away or unasked else 0
 
 
 def what_waits(run: str | None) -> tuple[list[tuple[Path, Waiting]], int]:
@@ -127,19 +128,23 @@ def deliver_all(
     return arrived, away
 
 
-def close_all(stores: Sequence[str]) -> int | None:
-    """Closes the runs whose process is gone; None where a store cannot be asked."""
+def close_all(stores: Sequence[str]) -> tuple[list[tuple[str, str]], bool]:
+    """Closes the runs whose process is gone.
+
+    Returns:
+        Store and id of each; and whether a store could not be asked.
+    """
     from recsys.tracking.delivery import close_abandoned
 
-    closed: int | None = 0
+    closed: list[tuple[str, str]] = []
+    unasked = False
     for uri in stores:
         try:
-            number = len(close_abandoned(uri, print))
-            closed = None if closed is None else closed + number
+            closed += [(uri, run.run_id) for run in close_abandoned(uri, print, outbox_dir())]
         except ValueError as error:
             complain(error)
-            closed = None
-    return closed
+            unasked = True
+    return closed, unasked
 
 
 def move_run_folders() -> None:

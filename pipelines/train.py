@@ -93,7 +93,7 @@ from pipelines.schemas import (
 )
 from pipelines.serving import how_to_serve, make_servable
 from pipelines.story import begun, tell
-from pipelines.ui import as_typed, how_to_open
+from pipelines.ui import as_typed, how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,7 +131,7 @@ def run(config: TrainConfig) -> None:
     say(final_table(judge, rows, config.data.name))
     if config.register is not None:
         say(f"\n{register(config, config.register, tracked_id)}")
-    say(f"\n{seconds:.0f} s, {peak_memory_gb():.1f} GB at most. The run in the MLflow UI:")
+    say(f"\n{seconds:.0f} s, {peak_memory_gb():.1f} GB at most. {in_the_ui(tracked_id)}")
     say(how_to_open(tracked_id, config.tracking.uri))
 
 

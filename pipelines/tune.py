@@ -62,7 +62,7 @@ from pipelines.schemas import (
     TrainConfig,
     TuneConfig,
 )
-from pipelines.story import image
+from pipelines.story import begun, image
 from pipelines.train import (
     Book,
     check_trainer,
@@ -74,7 +74,7 @@ from pipelines.train import (
     tracked_training,
     untrained,
 )
-from pipelines.ui import how_to_open
+from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     import polars as pl
@@ -100,6 +100,7 @@ def run(config: TuneConfig) -> None:
     with opened_study(config, judge) as study:
         done = study.user_attrs.get("tested")
         if done is not None and len(ended(study)) < config.trials:
+            done = run_now(done)
             raise ConfigError(
                 f"study={config.study} is closed after {len(ended(study))} trials: its winner was "
                 f"tested (run {done}), and what is searched now would be searched with the test "
@@ -107,8 +108,9 @@ def run(config: TuneConfig) -> None:
             )
         if done is not None:
             say(in_text(study, config))
-            say(f"\nstudy {config.study} is finished; its winner was tested. The run in the UI:")
-            say(how_to_open(study.user_attrs["run"], config.tracking.uri))
+            run_id = run_now(study.user_attrs["run"])
+            say(f"\nstudy {config.study} is finished; its winner was tested. {in_the_ui(run_id)}")
+            say(how_to_open(run_id, config.tracking.uri))
             return
         with parent_run(config, judge, study) as tracked:
             say(f"run {tracked.run_id} (study {config.study}: {len(ended(study))} trials before)")
@@ -143,7 +145,7 @@ def run(config: TuneConfig) -> None:
             )
     say("")
     say(found)
-    say(f"\n{seconds:.0f} s. The run in the MLflow UI:")
+    say(f"\n{seconds:.0f} s. {in_the_ui(tracked.run_id)}")
     say(how_to_open(tracked.run_id, config.tracking.uri))
 
 
@@ -486,6 +488,13 @@ def check_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
         )
 
 
+def run_now(run: str) -> str:
+    """What a run of the study is called now: one that waited for its server got an id there."""
+    from recsys.tracking.outbox import delivered_as
+
+    return delivered_as(outbox_dir(), run)
+
+
 @contextmanager
 def parent_run(config: TuneConfig, judge: Judge | ClickJudge, study: Study) -> Iterator[TrackedRun]:
     """The study's own run, new or gone on with; the runs that an interruption left open are closed.
@@ -493,12 +502,12 @@ def parent_run(config: TuneConfig, judge: Judge | ClickJudge, study: Study) -> I
     Raises:
         ConfigError: the run is not in this tracking store.
     """
-    from recsys.tracking.outbox import delivered_as, is_waiting
+    from recsys.tracking.outbox import is_waiting
     from recsys.tracking.run import TrackingError, end_open_children
 
     before = study.user_attrs.get("run")
-    if before is not None:  # it may have waited for its server, and got another id there
-        before = delivered_as(outbox_dir(), before)
+    if before is not None:
+        before = run_now(before)
     title = config.name or f"tune {model_title(config)} {config.data.name}"
     tags = {
         "study": config.study,
@@ -509,7 +518,8 @@ def parent_run(config: TuneConfig, judge: Judge | ClickJudge, study: Study) -> I
     try:
         if before is not None and not is_waiting(outbox_dir(), before):
             end_open_children(config.tracking.uri or tracking_uri(), before)
-        tracked = start_run(config, "tune", title, tags=tags, run_id=before)
+        doing = begun(judge, config.data.name, f"Searching settings of {model_title(config)}.")
+        tracked = start_run(config, "tune", title, tags=tags, description=doing, run_id=before)
     except TrackingError as error:
         if before is None:
             raise
@@ -566,7 +576,7 @@ def search(
         if cut_off.params.keys() == space.keys():
             study.enqueue_trial(cut_off.params)
         if (left := cut_off.user_attrs.get("run")) is not None:
-            shutil.rmtree(run_folder(left), ignore_errors=True)
+            shutil.rmtree(run_folder(run_now(left)), ignore_errors=True)
     for number, trial in enumerate(ended(study)):
         report_trial(study, trial, number, tracked)
     while (number := len(ended(study))) < config.trials:
@@ -684,6 +694,7 @@ def tracked_trial(
     name = f"trial {number + 1}: {in_words(trial.params)}"
     with start_run(settings, "trial", name, tags=tags, parent=tracked.run_id) as child:
         trial.set_user_attr("run", child.run_id)
+        name_dataset(child, settings.data, judge, "tuning")
         book = Book(child)
         watch = Watch(book, trial, metric, settings.trainer.max_epochs)
         folder = run_folder(child.run_id)

@@ -83,6 +83,20 @@ def open_page(address: str) -> None:
         webbrowser.open(address)
 
 
+def in_the_ui(run_id: str, holding: str = "") -> str:
+    """The words before `how_to_open`.
+
+    Args:
+        run_id: MLflow's id.
+        holding: an artifact worth naming.
+    """
+    from recsys.tracking.outbox import is_waiting
+
+    once = ", once it is delivered" if is_waiting(outbox_dir(), run_id) else ""
+    artifact = f", with {holding} among its artifacts" if holding else ""
+    return f"The run in the MLflow UI{once}{artifact}:"
+
+
 def how_to_open(run_id: str, uri: str | None) -> str:
     """The command that shows a run, as it can be typed here; of one that waits, that delivers it.
 

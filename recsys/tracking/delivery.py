@@ -6,9 +6,12 @@ how far it got stands in its `run.json`, and an operation that is told twice cou
 
 from __future__ import annotations
 
+import json
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +22,10 @@ from recsys.tracking.outbox import (
     Outbox,
     OutboxError,
     delivered_as,
-    delivered_runs,
     is_waiting,
+    known_runs,
+    read_waiting,
+    waiting_runs,
 )
 from recsys.tracking.processes import is_gone
 from recsys.tracking.run import (
@@ -39,6 +44,7 @@ from recsys.tracking.run import (
     send_file,
     send_model,
     server_name,
+    unfinished,
 )
 
 if TYPE_CHECKING:
@@ -88,6 +94,7 @@ def deliver(folder: Path, uri: str) -> Delivered:
             # The lock was free: nobody writes it any more, and nobody said how it ended.
             said = _closed(f"process {waiting.tags.get('pid', '')}")
             outbox.append({"do": "tag", "key": CLOSED_TAG, "value": said})
+            outbox.append(unfinished("KILLED", said))
             status = "KILLED"
             outbox.append({"do": "end", "status": status, "time": int(time.time() * 1000)})
         client = _open_client(uri)
@@ -98,13 +105,16 @@ def deliver(folder: Path, uri: str) -> Delivered:
         assert run_id is not None
         with _store_errors(uri, f"deliver run {run_id}"):
             run = _get_run(client, uri, run_id)  # a deleted one is said so
-        renamed = {**delivered_runs(folder.parent), folder.name: run_id}
+        _announce_children(client, uri, outbox)
+        renamed = known_runs(folder.parent)
         there: dict[tuple[int, str], set[tuple[int, str]]] = {}
         for number, operation in _in_batches(outbox.operations(), outbox.waiting.delivered):
             operation = _with_ids(operation, renamed, run.info.experiment_id)
             if operation["do"] == "artifact":
                 name = operation["name"]
-                send_file(client, uri, run_id, name, outbox.artifact_path(name))
+                path, experiment = outbox.artifact_path(name), run.info.experiment_id
+                with _file_with_ids(path, renamed, experiment) as sent:
+                    send_file(client, uri, run_id, name, sent)
             elif operation["do"] == "model":
                 send_model(client, uri, run_id, operation, outbox.artifact_path(MODEL))
             else:
@@ -120,28 +130,68 @@ def deliver(folder: Path, uri: str) -> Delivered:
 def _with_ids(
     operation: dict[str, Any], renamed: Mapping[str, str], experiment_id: str
 ) -> dict[str, Any]:
-    """An operation whose text names runs, and pages of them, as the server does."""
-    text_of = {"tag": "value", "model": "description"}
-    if (key := text_of.get(operation["do"])) is None:
+    """An operation that names runs, and pages of them, as the server does."""
+    if operation["do"] not in ("tag", "params", "model"):
         return operation
-    text = operation[key]
+    said = _text_with_ids(json.dumps(operation), renamed, experiment_id)
+    return dict(json.loads(said))
+
+
+def _text_with_ids(text: str, renamed: Mapping[str, str], experiment_id: str) -> str:
     for old, new in renamed.items():
-        text = text.replace(f"experiments//runs/{old}", f"experiments/{experiment_id}/runs/{new}")
-        text = text.replace(old, new)
-    return {**operation, key: text}
+        if old != new and old in text:
+            here = f"experiments/{experiment_id}/runs/{new}"
+            text = text.replace(f"experiments//runs/{old}", here).replace(old, new)
+    return text
 
 
-def _run_on_server(client: MlflowClient, uri: str, outbox: Outbox) -> str:
-    """The id of the run on its server, made unless an earlier try, or the run itself, made it."""
+@contextmanager
+def _file_with_ids(path: Path, renamed: Mapping[str, str], experiment_id: str) -> Iterator[Path]:
+    """A file that names runs as the server does, if it is one that a person reads."""
+    if path.suffix not in (".json", ".txt", ".html"):
+        yield path
+        return
+    text = path.read_bytes().decode(errors="surrogateescape")
+    with tempfile.TemporaryDirectory() as aside:
+        sent = Path(aside) / path.name
+        named = _text_with_ids(text, renamed, experiment_id)
+        sent.write_bytes(named.encode(errors="surrogateescape"))
+        yield sent
+
+
+def _announce_children(client: MlflowClient, uri: str, outbox: Outbox) -> None:
+    """Gives the runs below one that wait their ids on the server: it may name them."""
+    for folder in waiting_runs(outbox.folder.parent):
+        with suppress(OutboxError):  # damaged, or still written
+            parent = read_waiting(folder).tags.get(PARENT_TAG)
+            if parent != outbox.folder.name:
+                continue
+            with Outbox(folder) as child:
+                if child.waiting.run_id is None:
+                    found = _run_on_server(client, uri, child, outbox.waiting.run_id)
+                    child.note(run_id=found, uri=server_name(uri))
+
+
+def _run_on_server(
+    client: MlflowClient, uri: str, outbox: Outbox, parent: str | None = None
+) -> str:
+    """The id of the run on its server, made unless an earlier try, or the run itself, made it.
+
+    Args:
+        client: of the server.
+        uri: of the server.
+        outbox: of the run.
+        parent: MLflow's id of the run above it; None: of one that is delivered, if there is one.
+    """
     waiting, key = outbox.waiting, outbox.folder.name
     tags = {**waiting.tags, STARTED_AS_TAG: key}
     if PARENT_TAG in tags:
-        if is_waiting(outbox.folder.parent, tags[PARENT_TAG]):
+        if parent is None and is_waiting(outbox.folder.parent, tags[PARENT_TAG]):
             raise OutboxError(f"run {key} waits until its parent {tags[PARENT_TAG]} is delivered")
-        tags[PARENT_TAG] = delivered_as(outbox.folder.parent, tags[PARENT_TAG])
+        tags[PARENT_TAG] = parent or delivered_as(outbox.folder.parent, tags[PARENT_TAG])
     doing = f"start the waiting run {key} in experiment {waiting.experiment!r}"
     with _store_errors(uri, doing):
-        experiment_id = _experiment_id(client, uri, waiting.experiment, None)
+        experiment_id = _experiment_id(client, uri, waiting.experiment, waiting.artifact_root)
         where = f"tags.{STARTED_AS_TAG} = '{key}'"
         found = _search(client, [experiment_id], where, "attributes.start_time ASC", 1)
     if found:
@@ -208,16 +258,19 @@ class Closed:
     pid: int
 
 
-def close_abandoned(uri: str, say: Callable[[str], None]) -> list[Closed]:
+def close_abandoned(
+    uri: str, say: Callable[[str], None], outbox: Path | None = None
+) -> list[Closed]:
     """Closes the runs of this machine that still count as running and whose process is gone.
 
-    They become KILLED, with a tag that says why and when. Runs of other machines, and those of
-    which it cannot be told from here, stay as they are; a run that was closed in error sets its
+    They become KILLED, and tag and description say why and when. Runs of other machines, and those
+    of which it cannot be told from here, stay as they are; a run that was closed in error sets its
     own status when it ends.
 
     Args:
         uri: the store; it is not made if it does not exist.
         say: is told of each run that is closed.
+        outbox: of runs that wait: how they ended is known there, and told when they are delivered.
 
     Raises:
         TrackingError: no store, or one that does not answer.
@@ -233,13 +286,18 @@ def close_abandoned(uri: str, say: Callable[[str], None]) -> list[Closed]:
             page = client.search_runs(everywhere, where, max_results=1000, page_token=token or None)
             runs += page
             token = page.token or None
+    waiting = set() if outbox is None else set(known_runs(outbox).values())
     for run in runs:
         tags, run_id = run.data.tags, run.info.run_id
+        if run_id in waiting:
+            continue
         pid = tags.get("pid", "")
         if not pid.isdecimal() or not is_gone(int(pid), tags.get("process")):
             continue
         with _store_errors(uri, f"close run {run_id}"):
-            client.set_tag(run_id, CLOSED_TAG, _closed(f"process {pid}"))
+            said = _closed(f"process {pid}")
+            client.set_tag(run_id, CLOSED_TAG, said)
+            perform(client, run_id, unfinished("KILLED", said))
             client.set_terminated(run_id, "KILLED")
         closed.append(Closed(run_id, run.info.run_name, int(pid)))
         say(f"closed {run_id} ({run.info.run_name}): its process {pid} is gone")

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -48,6 +49,8 @@ class Waiting:
         run_id: MLflow's id; None while no server knows the run.
         delivered: so many lines of the journal.
         format: of the files.
+        artifact_root: folder for the artifacts, should the experiment have to be made in a
+            database; None with a server, which has its own.
     """
 
     uri: str
@@ -59,6 +62,7 @@ class Waiting:
     run_id: str | None
     delivered: int
     format: int = FORMAT
+    artifact_root: str | None = None
 
 
 class Outbox:
@@ -245,3 +249,13 @@ def delivered_runs(outbox: Path) -> dict[str, str]:
     """All runs that were delivered under another id than they had here: old id → MLflow's."""
     old = [note.name.removesuffix(_DELIVERED) for note in sorted(outbox.glob(f"*{_DELIVERED}"))]
     return {run: delivered_as(outbox, run) for run in old}
+
+
+def known_runs(outbox: Path) -> dict[str, str]:
+    """All runs that wait or waited here, and that a server knows: id here → MLflow's."""
+    known = delivered_runs(outbox)
+    for folder in waiting_runs(outbox):
+        with suppress(OutboxError):  # a damaged one is said by who delivers it
+            if (run_id := read_waiting(folder).run_id) is not None:
+                known[folder.name] = run_id
+    return known

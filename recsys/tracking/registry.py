@@ -106,18 +106,6 @@ def register_run(uri: str, name: str, run_id: str, tags: Mapping[str, str]) -> V
         return _read(client, name, found)
 
 
-def version_of_run(uri: str, name: str, run_id: str) -> Version | None:
-    """The version of a name that is the model of a run; None where there is none.
-
-    Raises:
-        TrackingError: no store.
-    """
-    client = _open_client(uri, create=False)
-    with _store_errors(uri, f"look for run {run_id} among the versions of {name!r}"):
-        found = _version_of_run(client, name, run_id)
-        return None if found is None else _read(client, name, found)
-
-
 def champion_of(uri: str, name: str) -> Version | None:
     """The champion of a name; None where there is none yet, or no such name.
 

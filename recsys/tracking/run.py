@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment, LoggedModel, Run
+    from mlflow.entities import Experiment, LoggedModel, Run, RunData
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -96,6 +96,8 @@ VIEW_COLUMNS = {  # in their order, with their widths in pixels
 }
 VIEW_METRICS = 4  # columns of metrics of their own, those of the newest protocols
 VIEW_METRIC_WIDTH = 110
+# What a description says until there is a result, or a reason why there is none.
+NO_RESULT = "No result yet."
 PARENT_TAG = "mlflow.parentRunId"
 # By it a run is found again whose server went away before it could say the id.
 STARTED_AS_TAG = "started_as"
@@ -118,6 +120,14 @@ SECONDS_TO_ANSWER_A_FILE = 120  # which it passes on before it answers
 
 _NAME = re.compile(r"[/\w.\- :]+")
 _PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
+# What databases say to a wrong login or name; that they start or shut down is said alike.
+_NO_ENTRY = re.compile(r'FATAL: +(password|role|database "|no pg_hba)|Access denied|Unknown data')
+# `postgresql://` means psycopg to SQLAlchemy 2.1, and psycopg2 to 2.0.
+_DRIVERS = {
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+}
 _PACKAGES = ("torch", "pytorch-lightning", "polars", "numpy", "mlflow")
 
 
@@ -160,8 +170,8 @@ class TrackedRun:
     """A run that is being written; use it as a context manager.
 
     Leaving the `with` block sets the status: FINISHED, KILLED after Ctrl-C, FAILED after any other
-    exception (whose traceback becomes the artifact `error.txt`). Metrics are sent in batches, at
-    the latest after two seconds, and whole when the block is left.
+    exception (whose traceback becomes the artifact `error.txt`); the description then says why.
+    Metrics are sent in batches, at the latest after two seconds, and whole when the block is left.
 
     A server that goes away takes nothing with it: from then on the run is kept in the outbox.
 
@@ -171,12 +181,12 @@ class TrackedRun:
         uri: the store.
     """
 
-    def __init__(self, client: MlflowClient, run: Run | None, start: _Start) -> None:
-        """Use `TrackedRun.start`."""
+    def __init__(self, client: MlflowClient | None, run: Run | None, start: _Start) -> None:
+        """Use `TrackedRun.start`. There is no client where the run only waits."""
         self.run_id: str = start.key if run is None else run.info.run_id
         self.experiment_id: str = "" if run is None else run.info.experiment_id
         self.uri = start.uri
-        self._client = client
+        self._client: Any = client
         self._start = start
         self._local_artifacts = None if run is None else _local_folder(run.info.artifact_uri)
         self._outbox: Outbox | None = None
@@ -211,7 +221,8 @@ class TrackedRun:
         """Opens a new run, or takes up an interrupted one.
 
         Args:
-            uri: `sqlite:///FILE`, made if absent, or the address of an MLflow server.
+            uri: `sqlite:///FILE`, made if absent, or the address of an MLflow server or of another
+                database.
             artifact_root: folder for the artifacts of new experiments in a database store. Not
                 used with a server, which has its own.
             experiment: name of the experiment, made if absent.
@@ -250,17 +261,19 @@ class TrackedRun:
             int(time.time() * 1000),
             all_tags,
             without_password(config_yaml),
+            None if is_server(uri) else artifact_root,
             outbox,
             say,
         )
-        client = _open_client(uri)
+        client: MlflowClient | None = None
         run: Run | None = None
         away: TrackingError | None = None
         if outbox is not None and run_id is not None and is_waiting(outbox, run_id):
-            tracked = cls(client, None, start)
+            tracked = cls(None, None, start)
             tracked._wait_again()
         else:
             try:
+                client = _open_client(uri)
                 if outbox is not None and is_unknown(outbox, parent_run_id or ""):
                     raise OutOfReach(
                         f"its parent {parent_run_id} waits for {without_password(uri)}"
@@ -467,11 +480,27 @@ class TrackedRun:
             "schema": json.dumps({"mlflow_colspec": schema}) if schema else None,
             "profile": json.dumps({**profile, "fingerprint": digest}, default=str),
         }
+        self._name_dataset(dataset, context)
+        self._set_tag(f"dataset.{_legal(name)}", digest)
+
+    def datasets_of(self, info: RunInfo, context: str) -> None:
+        """Names the data sets that another run read, which this one is about.
+
+        Args:
+            info: the other run.
+            context: what they were used for here.
+        """
+        for dataset in info.datasets:
+            self._name_dataset(dataset, context)
+        for key, value in info.tags.items():
+            if key.startswith("dataset."):
+                self._set_tag(key, value)
+
+    def _name_dataset(self, dataset: Mapping[str, Any], context: str) -> None:
         self._send(
-            {"do": "dataset", "dataset": dataset, "context": context},
+            {"do": "dataset", "dataset": dict(dataset), "context": context},
             f"write the data set of run {self.run_id}",
         )
-        self._set_tag(f"dataset.{_legal(name)}", digest)
 
     def describe(self, markdown: str) -> None:
         """Sets the description on top of the run's page."""
@@ -620,6 +649,7 @@ class TrackedRun:
                 params=self._params,
                 run_id=self.run_id if self.experiment_id else None,
                 delivered=0,
+                artifact_root=start.artifact_root,
             ),
             start.config_yaml,
         )
@@ -662,7 +692,10 @@ class TrackedRun:
             return self.finish()
         if self._finished:
             return
-        status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        status: Status = "FAILED"
+        why = _as_code(f"{type(error).__name__}: {error}")
+        if isinstance(error, KeyboardInterrupt):
+            status, why = "KILLED", "interrupted by Ctrl-C"
         trace = "".join(traceback.format_exception(error))
         with _without_interrupts():
             # Each on its own: on a full disk some of them may still succeed.
@@ -671,6 +704,7 @@ class TrackedRun:
                 self.flush,
                 lambda: self.tag("error", f"{type(error).__name__}: {error}"[:1000]),
                 lambda: self.artifact_text("error.txt", trace),
+                lambda: self._send(unfinished(status, why), f"describe run {self.run_id}"),
                 lambda: self._close(status),
             ):
                 try:
@@ -702,6 +736,7 @@ class _Start:
         time: in milliseconds since 1970.
         tags: at the start.
         config_yaml: the config.
+        artifact_root: folder for the artifacts of a new experiment in a database.
         outbox: folder of what waits.
         say: tells a person.
     """
@@ -713,6 +748,7 @@ class _Start:
     time: int
     tags: dict[str, str]
     config_yaml: str
+    artifact_root: str | None
     outbox: Path | None
     say: Callable[[str], None]
 
@@ -726,7 +762,8 @@ def _run_of(
         if run_id is not None:
             return _get_run(client, uri, run_id)
         experiment_id = _experiment_id(client, uri, start.experiment, artifact_root)
-        tags = {**start.tags, STARTED_AS_TAG: start.key} if is_server(uri) else start.tags
+        remote = is_server(uri) or _is_database_server(uri)
+        tags = {**start.tags, STARTED_AS_TAG: start.key} if remote else start.tags
     # Asked again, a server whose answer was lost would make a second run.
     with _store_errors(uri, f"start a run in experiment {start.experiment!r}", retries=0):
         run: Run = client.create_run(experiment_id, start.time, tags, start.name)
@@ -755,12 +792,57 @@ def perform(client: MlflowClient, run_id: str, operation: Mapping[str, Any]) -> 
             label = InputTag("mlflow.data.context", operation["context"])
             dataset = Dataset(**operation["dataset"])
             client.log_inputs(run_id, [DatasetInput(dataset, [label])])
+        case "unfinished":
+            _tell_unfinished(client, run_id, operation["status"], operation["why"])
         case "running":
             client.update_run(run_id, status="RUNNING")
         case "end":
             client.set_terminated(run_id, operation["status"], operation["time"])
         case unknown:
             raise AssertionError(unknown)
+
+
+def unfinished(status: Status, why: str) -> dict[str, str]:
+    """The operation that has a run's description say how it ended without a result.
+
+    Args:
+        status: that it ends with.
+        why: in Markdown.
+    """
+    return {"do": "unfinished", "status": status, "why": why}
+
+
+def _tell_unfinished(client: MlflowClient, run_id: str, status: str, why: str) -> None:
+    data = client.get_run(run_id).data
+    note, said = data.tags.get(NOTE_TAG, ""), f"**{status}:** {why}"
+    if said in note:
+        return
+    said += "." + (_how_to_go_on(client, run_id, data) if status == "KILLED" else "")
+    if NO_RESULT in note:
+        note = note.replace(NO_RESULT, said, 1)
+    else:
+        note = f"{said}\n\n{note}".strip()
+    client.set_tag(run_id, NOTE_TAG, _clip(without_password(note), TAG_VALUE_LIMIT))
+
+
+def _how_to_go_on(client: MlflowClient, run_id: str, data: RunData) -> str:
+    """How far a run came, and the command that goes on with it, if there is one."""
+    if data.tags.get("pipeline") == "tune":
+        return f" The same command goes on with study={data.tags.get('study')}."
+    if "train/loss" not in data.metrics:
+        return ""
+    epoch = max(point.step for point in client.get_metric_history(run_id, "train/loss"))
+    said = f" Its last whole epoch was {epoch}"
+    if data.tags.get("pipeline") != "train":
+        return f"{said}."
+    uri = data.params.get("tracking.uri", "null")
+    where = "" if uri == "null" else f" tracking.uri={uri}"
+    return f"{said}: `python -m pipelines.train resume={run_id}{where}` goes on."
+
+
+def _as_code(text: str) -> str:
+    """The first line of a text, in Markdown, whatever is in it."""
+    return f"`{_clip(text.splitlines()[0].replace('`', chr(39)), 400)}`"
 
 
 def send_file(client: MlflowClient, uri: str, run_id: str, name: str, path: Path) -> None:
@@ -836,6 +918,7 @@ class RunInfo:
         metrics: the last value of each.
         artifacts: the folder of its artifacts, or None where they lie on a server.
         uri: the store.
+        datasets: that it read, as MLflow describes them.
     """
 
     run_id: str
@@ -848,6 +931,7 @@ class RunInfo:
     metrics: dict[str, float]
     artifacts: Path | None
     uri: str
+    datasets: tuple[dict[str, Any], ...] = ()
 
     def artifact(self, name: str) -> Path:
         """A local path of an artifact (file or folder), fetched first if it lies on a server.
@@ -902,7 +986,8 @@ def load_run(uri: str, run_id: str, *, experiment: str | None = None) -> RunInfo
 
     Args:
         uri: the store.
-        run_id: MLflow's id, or `latest`: the training run that finished last.
+        run_id: MLflow's id, the one that the run had while it waited for its server, or `latest`:
+            the training run that finished last.
         experiment: where to look for `latest`; None looks everywhere.
 
     Raises:
@@ -916,6 +1001,7 @@ def load_run(uri: str, run_id: str, *, experiment: str | None = None) -> RunInfo
             run = _get_run(client, uri, run_id)
         owner = client.get_experiment(run.info.experiment_id)
     tags = run.data.tags
+    inputs = [] if run.inputs is None else run.inputs.dataset_inputs
     return RunInfo(
         run_id=run.info.run_id,
         name=run.info.run_name,
@@ -927,6 +1013,7 @@ def load_run(uri: str, run_id: str, *, experiment: str | None = None) -> RunInfo
         metrics=dict(run.data.metrics),
         artifacts=_local_folder(run.info.artifact_uri),
         uri=uri,
+        datasets=tuple(one.dataset.to_dictionary() for one in inputs),
     )
 
 
@@ -1012,9 +1099,11 @@ def end_open_children(uri: str, parent_run_id: str) -> None:
     client = _open_client(uri, create=False)
     with _store_errors(uri, f"end the runs below {parent_run_id}"):
         parent = _get_run(client, uri, parent_run_id)
-        where = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and attributes.status = 'RUNNING'"
+        above = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
+        where = f"{above} and attributes.status = 'RUNNING'"
         experiment = [parent.info.experiment_id]
         for run in _search(client, experiment, where, "attributes.start_time ASC", 1000):
+            perform(client, run.info.run_id, unfinished("KILLED", "the run above began again"))
             client.set_terminated(run.info.run_id, "KILLED")
 
 
@@ -1064,6 +1153,11 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
+def _is_database_server(uri: str) -> bool:
+    """Whether a store is a database that another program serves."""
+    return re.match(r"(postgresql|mysql|mssql)\b", uri) is not None
+
+
 def _database_file(uri: str) -> Path | None:
     """The file of a SQLite store, None for every other store."""
     if not uri.startswith("sqlite"):
@@ -1107,7 +1201,19 @@ def _open_client(uri: str, create: bool = True) -> MlflowClient:
     ):
         logging.getLogger(name).setLevel(level)
     with _store_errors(uri, "open the tracking store"):
+        if _is_database_server(uri):
+            _try_database(uri)
         return MlflowClient(tracking_uri=uri)
+
+
+def _try_database(uri: str) -> None:
+    """Connects, and no more: MLflow would try ten times, for minutes, before it says why not."""
+    import sqlalchemy
+
+    limited = uri.startswith(("postgresql", "mysql")) and "connect_timeout" not in uri
+    limit = {"connect_timeout": SECONDS_TO_ANSWER} if limited else {}
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=limit)
+    engine.connect().close()
 
 
 @contextmanager
@@ -1125,7 +1231,7 @@ def _store_errors(
             has said otherwise (MLFLOW_HTTP_REQUEST_MAX_RETRIES).
 
     Raises:
-        OutOfReach: the server does not answer, or cannot at the moment.
+        OutOfReach: the server, or the database, does not answer, or cannot at the moment.
         Refused: it does not let this user in.
         TrackingError: any other refusal.
         OSError: the disk of a local store.
@@ -1138,8 +1244,10 @@ def _store_errors(
         with _patience(seconds, retries):
             yield
     except ModuleNotFoundError as error:  # the driver of a database
+        name = error.name or "of the driver"
         raise TrackingError(
-            f"cannot {doing} in {without_password(uri)}: the package {error.name} is not installed"
+            f"cannot {doing} in {without_password(uri)}: the package {name} is not installed "
+            f"(pip install {_DRIVERS.get(name, name)})"
         ) from error
     except (MlflowException, SQLAlchemyError, RequestException) as error:
         reason = without_password(str(error).strip())
@@ -1151,7 +1259,8 @@ def _store_errors(
         if re.search(r"disk is full|disk I/O error|readonly database|unable to open", reason):
             message = f"cannot {doing} in {where}: {lines[0]}"
             raise OSError(errno.ENOSPC if "disk" in reason else errno.EACCES, message) from error
-        raise TrackingError(f"cannot {doing} in {where}: {_clip(lines[0], 400)}") from error
+        kind = _database_error(error, reason) if _is_database_server(uri) else TrackingError
+        raise kind(f"cannot {doing} in {where}: {_clip(lines[0], 400)}") from error
 
 
 @contextmanager
@@ -1168,6 +1277,21 @@ def _patience(seconds: int, retries: int) -> Iterator[None]:
     finally:
         for name in ours:
             os.environ.pop(name, None)
+
+
+def _database_error(error: BaseException, said: str) -> type[TrackingError]:
+    """Whether a database is away, refuses, or is asked for something wrong."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DBAPIError, OperationalError
+
+    if isinstance(error, MlflowException):
+        away = error.error_code == "TEMPORARILY_UNAVAILABLE"
+    else:
+        lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        away = isinstance(error, OperationalError) or lost
+    if not away:
+        return TrackingError
+    return Refused if _NO_ENTRY.search(said) else OutOfReach
 
 
 def _server_error(
@@ -1263,14 +1387,27 @@ def _get_run(client: MlflowClient, uri: str, run_id: str) -> Run:
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise TrackingError(
-            f"there is no run {run_id!r} in {without_password(uri)}; {_name_runs(client, run_id)}"
-        ) from None
+        found = _started_as(client, run_id)
+        if found is None:
+            there = _name_runs(client, run_id)
+            raise TrackingError(
+                f"there is no run {run_id!r} in {without_password(uri)}; {there}"
+            ) from None
+        run = found
     if run.info.lifecycle_stage == "deleted":
         raise TrackingError(
             f"run {run_id} is deleted; bring it back: mlflow runs restore --run-id {run_id}"
         )
     return run
+
+
+def _started_as(client: MlflowClient, key: str) -> Run | None:
+    """The run that had another id while it waited for its server."""
+    if re.fullmatch(r"\w+", key) is None:
+        return None
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+    where = f"tags.{STARTED_AS_TAG} = '{key}'"
+    return next(iter(_search(client, everywhere, where, "attributes.start_time ASC", 1)), None)
 
 
 def _logged_model(client: MlflowClient, run_id: str) -> LoggedModel | None:

@@ -192,7 +192,10 @@ def test_the_run_holds_the_fitted_features(trained: tuple[Place, dict[str, Any],
 
 
 def test_the_ranker_as_a_file(
-    trained: tuple[Place, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    trained: tuple[Place, dict[str, Any], str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     place, result, _ = trained
     monkeypatch.chdir(place.folder)
@@ -200,6 +203,8 @@ def test_the_ranker_as_a_file(
     output = tmp_path / "din.pt2"
     given = [f"run={result['run_id']}", f"output={output}", "format=torch"]
     export(compose("export", ExportConfig, given))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f"pipelines.ui run={result['run_id']}")
     beside = json.loads((tmp_path / "din.pt2.json").read_text())
     assert (beside["model"], beside["output"]) == ("DIN", "logits")
     assert set(beside["inputs"]) == {

@@ -235,6 +235,7 @@ def test_the_command_as_a_user_types_it(trained: tuple[Here, str]) -> None:
         ask = "select key, value from latest_metrics where run_uuid = ?"
         metrics = dict(database.execute(ask, (result["run_id"],)).fetchall())
     assert (tags["explains"], tags["pipeline"]) == (run_id, "explain")
+    assert tags["store"] in {value for key, value in tags.items() if key.startswith("dataset.")}
     (row,) = result["rows"]
     own = {name: value for name, value in metrics.items() if not name.startswith("system/")}
     assert own == {f"rank_correlation/{n}": v for n, v in row["metrics"].items()}

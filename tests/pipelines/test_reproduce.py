@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from pipelines import fitting, judging
 from pipelines.checking import ConfigError
 from pipelines.entry import compose
 from pipelines.evaluate import implied
@@ -19,7 +20,9 @@ from pipelines.evaluate import run as evaluate
 from pipelines.reproduce import NOT_REPRODUCED, Numbers, compared, in_text, run
 from pipelines.schemas import EvaluateConfig, ReproduceConfig, TrainConfig
 from pipelines.train import run as train
-from recsys.tracking.run import RunInfo, load_run
+from recsys.tracking import run as tracking
+from recsys.tracking.delivery import deliver
+from recsys.tracking.run import OutOfReach, RunInfo, load_run
 from tests.pipelines.conftest import Place
 from tests.pipelines.test_clicks import SMALL as CLICKS
 from tests.pipelines.test_clicks import write_log as write_clicks
@@ -101,6 +104,37 @@ def test_another_machine_is_elsewhere(place: Place, first: RunInfo) -> None:
     report = result["reproduction"]
     assert code == 0 and not report["same_machine"]
     assert report["other_machine"] == [f"version.torch 1.0 there, {torch_version()} here"]
+
+
+def test_a_server_that_goes_away_meanwhile(
+    place: Place, first: RunInfo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The verdict is made of what waits."""
+
+    def away(*_: object) -> None:
+        raise OutOfReach("no answer")
+
+    with pytest.MonkeyPatch.context() as patched:
+
+        def lose(line: str) -> None:
+            judging.say(line)
+            if line.startswith("epoch 1/"):
+                for writer in ("perform", "send_file", "send_model"):
+                    patched.setattr(tracking, writer, away)
+
+        patched.setattr(fitting, "say", lose)
+        # Artifacts go through the store, as with a server.
+        patched.setattr(tracking, "_local_folder", lambda _: None)
+        code, result = reproduce(f"run={first.run_id}", MARK)
+    report = result["reproduction"]
+    assert code == 0 and report["reproduced"] and report["ranks"] == 60
+    assert capsys.readouterr().out.count("The run goes on, its results are kept") == 2
+    for run_id in (result["run_id"], report["run"]):
+        folder = place.home / "data/cache/outbox" / run_id
+        assert deliver(folder, first.uri).status == "FINISHED"
+    parent = load_run(first.uri, result["run_id"])
+    assert (parent.tags["headline"], parent.metrics["reproduced"]) == ("reproduced", 1)
+    assert load_run(first.uri, report["run"]).metrics.keys() == first.metrics.keys()
 
 
 def torch_version() -> str:

@@ -23,6 +23,7 @@ from pipelines.checking import ConfigError
 from pipelines.entry import compose
 from pipelines.paths import tracking_uri
 from pipelines.schemas import EvaluateConfig, SyncConfig, TrainConfig
+from pipelines.ui import how_to_open
 from recsys.tracking.outbox import Outbox
 from recsys.tracking.registry import make_champion, register_run
 from recsys.tracking.run import TrackedRun, TrackingError, load_run
@@ -98,24 +99,17 @@ def story(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         with pytest.MonkeyPatch.context() as patch:
             here(place, patch)
             said = {"undisturbed": printed(train.run, compose("train", TrainConfig, given))}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.train", *given],
-            cwd=place.folder,
-            env=place.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
-        said["cut"] = ""
-        for line in process.stdout:
-            said["cut"] += line
-            if line.startswith("epoch 1/"):
-                server.stop()
-        errors = process.communicate(timeout=60)[1]
-        assert process.returncode == 0 and errors == "", errors
-        with pytest.MonkeyPatch.context() as patch:
-            here(place, patch)
+
+            def stop(line: str) -> None:
+                judging.say(line)
+                if line.startswith("epoch 1/"):
+                    server.stop()
+
+            patch.setattr(fitting, "say", stop)
+            with contextlib.redirect_stderr(io.StringIO()) as errors:
+                said["cut"] = printed(train.run, compose("train", TrainConfig, given))
+            assert errors.getvalue() == ""
+            patch.setattr(fitting, "say", judging.say)
             said["late"] = printed(train.run, compose("train", TrainConfig, given))
 
             def interrupt(line: str) -> None:
@@ -144,30 +138,31 @@ def at(story: Story) -> str:
 
 def test_training_goes_on_and_says_so_once(story: Story) -> None:
     assert "outbox" not in story.said["undisturbed"]
-    assert (
-        story.said["undisturbed"]
-        .splitlines()[-1]
-        .endswith(f"pipelines.ui run={story.undisturbed} {at(story)}")
-    )
+    lines = story.said["undisturbed"].splitlines()
+    assert lines[-1].endswith(f"pipelines.ui run={story.undisturbed} {at(story)}")
+    assert lines[-2].endswith(" The run in the MLflow UI:")
     for name, run in (("cut", story.cut), ("late", story.late)):
         lines = story.said[name].splitlines()
         (line,) = (line for line in lines if "The run goes on" in line)
         assert "Connection refused" in line and str(story.outbox / run) in line
+        assert lines[-2].endswith("The run in the MLflow UI, once it is delivered:")
         assert lines[-1].startswith("its results wait on this machine")
         assert lines[-1].endswith(f"pipelines.sync {at(story)}")
         assert "epoch 3/3" in story.said[name]
 
 
-def test_while_it_waits(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_it_waits(
+    story: Story, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     here(story.place, monkeypatch)
     for run in (story.cut, story.late):
         with pytest.raises(ConfigError, match=r"waits in .*: deliver it with python -m pipelines"):
             evaluate.implied([f"run={run}", at(story)])
     before = {path: path.read_bytes() for path in story.outbox.rglob("*") if path.is_file()}
-    done = story.place.command("sync")
-    assert done.returncode == 1
-    assert done.stdout == "0 delivered, 3 waiting, 0 closed\n"
-    (error,) = done.stderr.splitlines()  # once for the server, not for each run
+    assert sync.run(compose("sync", SyncConfig, [])) == 1
+    done = capsys.readouterr()
+    assert done.out == "0 delivered, 3 waiting, 0 closed\n"
+    (error,) = done.err.splitlines()  # once for the server, not for each run
     assert error.startswith("Error: ") and error.endswith("Connection refused")
     assert {p: p.read_bytes() for p in story.outbox.rglob("*") if p.is_file()} == before
 
@@ -415,6 +410,7 @@ def test_a_killed_run_is_closed_and_a_living_one_is_not(
     assert capsys.readouterr().out.splitlines() == [
         f"closed {run} (r): its process {process.pid} is gone",
         "0 delivered, 0 waiting, 1 closed",
+        how_to_open(run, None),
     ]
     assert load_run(tracking_uri(), run).status == "KILLED"
 

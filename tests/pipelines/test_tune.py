@@ -190,7 +190,9 @@ def test_killed_and_called_again_comes_to_the_same_trials(place: Place, study: A
     assert len(failed) == 1 and len(kept.trials) == 7
     (repeated,) = [t for t in kept.trials if t.system_attrs.get("fixed_params")]
     assert repeated.params == failed[0].params
-    assert load_run(uri, failed[0].user_attrs["run"]).status == "KILLED"
+    cut_off = load_run(uri, failed[0].user_attrs["run"])
+    assert cut_off.status == "KILLED"
+    assert "**KILLED:** the run above began again." in cut_off.tags["mlflow.note.content"]
     assert not (place.home / "data/cache/runs" / failed[0].user_attrs["run"]).exists()
     # Not tested yet: it may go on.
     assert len(tune(*settings, "trials=7")["trials"]) == 7

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import math
@@ -293,7 +292,8 @@ def test_a_waiting_run_whose_process_is_gone_is_delivered_as_killed(
     start: Start, root: Path, remote: None
 ) -> None:
     with away(2, False, OutOfReach("no answer"), WRITERS):
-        run = start(outbox=root / "o", tags=environment_tags(), say=lambda _: None)
+        doing = {"description": f"**Training.** {tracking.NO_RESULT}"}
+        run = start(outbox=root / "o", tags=environment_tags(), say=lambda _: None, **doing)
         run.metrics({"train/loss": 1.0}, 0)
         run.flush()
     folder = root / "o" / run.run_id
@@ -306,6 +306,27 @@ def test_a_waiting_run_whose_process_is_gone_is_delivered_as_killed(
     found = everything(run.uri, "recsys")
     assert found["status"] == "KILLED" and found["metrics"] == {"train/loss": [(0, "1.0")]}
     assert f"process {os.getpid()} of " in found["tags"]["closed"]
+    assert found["tags"][tracking.NOTE_TAG] == (
+        f"**Training.** **KILLED:** {found['tags']['closed']}. Its last whole epoch was 0: "
+        f"`python -m pipelines.train resume={run.run_id}` goes on."
+    )
+
+
+def test_a_waiting_run_says_on_its_page_why_it_failed(
+    start: Start, root: Path, remote: None
+) -> None:
+    """With the id that the server gives it."""
+    given: dict[str, Any] = {"outbox": root / "o", "say": lambda _: None}
+    with away(1, False, OutOfReach("no"), [(tracking, "_run_of")]):
+        run = start(description=f"**Training.** {tracking.NO_RESULT}", **given)
+    with suppress(KeyboardInterrupt), run:
+        run.metrics({"train/loss": 1.0}, 3)
+        raise KeyboardInterrupt
+    arrived = deliver(root / "o" / run.run_id, run.uri)
+    assert everything(run.uri, "recsys")["tags"][tracking.NOTE_TAG] == (
+        "**Training.** **KILLED:** interrupted by Ctrl-C. Its last whole epoch was 3: "
+        f"`python -m pipelines.train resume={arrived.run_id}` goes on."
+    )
 
 
 def test_a_child_waits_for_its_parent(start: Start, root: Path, remote: None) -> None:
@@ -321,6 +342,57 @@ def test_a_child_waits_for_its_parent(start: Start, root: Path, remote: None) ->
     arrived = deliver(root / "o" / parent.run_id, parent.uri)
     deliver(root / "o" / child.run_id, child.uri)
     assert everything(child.uri, "c")["tags"]["mlflow.parentRunId"] == arrived.run_id
+
+
+def test_a_parent_names_its_children_as_the_server_does(
+    start: Start, root: Path, remote: None
+) -> None:
+    """In tags, params, description and files, though it is delivered before them."""
+    quiet: dict[str, Any] = {"outbox": root / "o", "say": lambda _: None}
+    gone = {**environment_tags(), "process": "earlier/1/1"}
+    with away(1, False, OutOfReach("no answer"), [(tracking, "_run_of")]):
+        stranger = start(**quiet)
+        stranger.finish()
+        parent = start(**quiet, params={"below": {"first": "none"}})
+    child = start(experiment="recsys", parent_run_id=parent.run_id, tags=gone, **quiet)
+    other = start(experiment="recsys", tags=gone, **quiet)
+    with away(1, False, OutOfReach("no answer"), WRITERS), child, other:
+        child.tag("note", "last")
+        other.tag("note", "a run of its own")
+    with parent:
+        parent._write_params({"winner": child.run_id})
+        parent.tag("winner", child.run_id)
+        parent.describe(f"See {child.run_id} and {other.run_id}")
+        parent.artifact_json("study.json", {"best": child.run_id, "ä": 1})
+        parent._write_artifact("theirs.txt", f"{child.run_id}\r\n".encode() + b"\xff")
+        parent.artifact_text("code.py", child.run_id)  # not for people
+    folders = {run: root / "o" / run.run_id for run in (parent, child, other)}
+    with (
+        away(2, False, KeyboardInterrupt(), [(MlflowClient, "create_run")]),
+        suppress(KeyboardInterrupt),  # when the child is made known
+    ):
+        deliver(folders[parent], parent.uri)
+    arrived = deliver(folders[parent], parent.uri)
+    info = tracking.load_run(parent.uri, arrived.run_id)
+    known = read_waiting(folders[child]).run_id
+    assert known is not None and known != child.run_id
+    assert info.tags["winner"] == info.params["winner"] == known
+    assert info.tags[tracking.NOTE_TAG] == f"See {known} and {other.run_id}"
+    assert json.loads(info.artifact("study.json").read_text()) == {"best": known, "ä": 1}
+    assert info.artifact("theirs.txt").read_bytes() == f"{known}\r\n".encode() + b"\xff"
+    assert info.artifact("code.py").read_text() == child.run_id
+    assert read_waiting(root / "o" / stranger.run_id).run_id is None
+    # It says itself, when it is delivered, how it ended.
+    assert tracking.load_run(parent.uri, known).status == "RUNNING"
+    assert close_abandoned(parent.uri, print, root / "o") == []
+    for run in (child, other):
+        sent = deliver(folders[run], run.uri)
+        assert (sent.run_id, sent.status) == (known if run is child else run.run_id, "FINISHED")
+    shutil.rmtree(root / "o")  # on another machine
+    info = tracking.load_run(child.uri, child.run_id)
+    assert (info.run_id, info.status, info.tags["note"]) == (known, "FINISHED", "last")
+    assert "closed" not in info.tags
+    assert len(MlflowClient(child.uri).search_runs([info.experiment_id])) == 3
 
 
 def test_moments_are_those_of_the_run(
@@ -439,10 +511,61 @@ def test_an_address_that_is_not_encrypted(start: Start, root: Path) -> None:
     assert not (root / "o").exists()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("MySQLdb") is not None, reason="has the driver")
-def test_a_database_whose_driver_is_missing(start: Start) -> None:
-    with pytest.raises(TrackingError, match=r"in mysql://me:\*\*\*@.*package MySQLdb is not inst"):
-        start(uri="mysql://me:secret@127.0.0.1/runs")
+@pytest.mark.parametrize(
+    ("scheme", "package", "named"),
+    [
+        ("mysql", "MySQLdb", "mysqlclient"),
+        ("postgresql+psycopg2", "psycopg2", "psycopg2-binary"),
+        ("postgresql+psycopg", "psycopg", "'psycopg[binary]'"),
+    ],
+)
+def test_a_database_whose_driver_is_missing(
+    start: Start, root: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, package: str, named: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(TrackingError) as caught:
+        start(uri=f"{scheme}://me:secret@127.0.0.1/runs", outbox=root / "o")
+    assert str(caught.value).endswith(
+        f"open the tracking store in {scheme}://me:***@127.0.0.1/runs: the package {package} is "
+        f"not installed (pip install {named})"
+    )
+    assert not (root / "o").exists()
+
+
+def test_a_database_that_is_away_is_said_at_once(start: Start, root: Path) -> None:
+    """MLflow itself would try for minutes; where a run can wait, it goes on."""
+    pytest.importorskip("psycopg2")
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))  # nobody listens
+        uri = f"postgresql+psycopg2://me:secret@127.0.0.1:{port.getsockname()[1]}/runs"
+        began, said = time.monotonic(), []
+        with pytest.raises(OutOfReach, match=r"psycopg2://me:\*\*\*@.*Connection refused"):
+            start(uri=uri)
+        with pytest.raises(OutOfReach, match="Connection refused"):
+            tracking.load_run(uri, "latest")
+        with start(uri=uri, outbox=root / "o", say=said.append) as run:
+            tell(run)
+        with pytest.raises(OutOfReach, match="Connection refused"):
+            deliver(root / "o" / run.run_id, uri)
+        assert time.monotonic() - began < 10
+    assert is_waiting(root / "o", run.run_id)
+    assert len(said) == 1 and "secret" not in said[0] and "The run goes on" in said[0]
+
+
+def test_what_a_database_says_in_the_middle() -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
+
+    def kind(said: str, code: int = TEMPORARILY_UNAVAILABLE, uri: str = "postgresql://h/r") -> type:
+        with pytest.raises(TrackingError) as caught, tracking._store_errors(uri, "write"):
+            raise MlflowException(said, error_code=code)
+        return caught.type
+
+    assert kind("server closed the connection unexpectedly") is OutOfReach
+    assert kind("FATAL:  the database system is shutting down") is OutOfReach
+    assert kind('FATAL:  password authentication failed for user "me"') is Refused
+    assert kind("duplicate key", BAD_REQUEST) is TrackingError
+    assert kind("database is locked", uri="sqlite:///runs.db") is TrackingError
 
 
 def test_a_login_that_lapses_in_the_middle_costs_nothing(
@@ -504,6 +627,9 @@ def test_runs_whose_process_is_gone_are_closed(start: Start) -> None:
         info = tracking.load_run(uri, run.run_id)
         assert info.status == ("KILLED" if name in gone else "RUNNING"), name
         assert ("closed" in info.tags) == (name in gone)
+        assert info.tags.get(tracking.NOTE_TAG) == (
+            f"**KILLED:** {info.tags['closed']}." if name in gone else None
+        )
     assert close_abandoned(uri, said.append) == []
     with start(run_id=runs["ended"].run_id, tags=own):  # taken up again, it is alive
         assert close_abandoned(uri, said.append) == []

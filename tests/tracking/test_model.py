@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
-from recsys.tracking.run import RunInfo, TrackedRun, TrackingError, load_run
+from recsys.tracking.delivery import deliver
+from recsys.tracking.run import OutOfReach, RunInfo, TrackedRun, TrackingError, load_run
 
 Start = Callable[..., TrackedRun]
 
@@ -59,6 +61,24 @@ def test_interrupted_and_resumed(
             again.model(folder, "SASRec", {})
         assert (info_of(run).model() / "weights.bin").read_bytes() == content
     assert len(run._client.search_logged_models([run.experiment_id])) == 1
+
+
+def test_a_model_whose_making_was_not_answered_is_not_made_twice(
+    start: Start, root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise OutOfReach("no answer")
+
+    with start(outbox=root / "o", say=lambda _: None) as run, monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_outputs", lost)  # it is made, and nothing of the run yet
+        run.model(folder, "SASRec", {})
+        patch.undo()
+    with start() as other:  # has one of its own
+        other.model(folder, "SASRec", {})
+    assert deliver(root / "o" / run.run_id, run.uri).status == "FINISHED"
+    logged = run._client.search_logged_models([run.experiment_id])
+    assert sorted(one.source_run_id for one in logged) == sorted([run.run_id, other.run_id])
+    assert (info_of(run).model() / "weights.bin").read_bytes() == b"old"
 
 
 def test_older_runs_and_runs_without(start: Start, folder: Path) -> None:

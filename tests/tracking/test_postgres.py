@@ -19,7 +19,7 @@ import pytest
 
 from recsys.tracking.delivery import close_abandoned, deliver
 from recsys.tracking.outbox import is_waiting
-from recsys.tracking.run import OutOfReach, TrackedRun, environment_tags, load_run
+from recsys.tracking.run import OutOfReach, Refused, TrackedRun, environment_tags, load_run
 from tests.mlflow_server import MlflowServer, free_port, held
 from tests.tracking.test_delivery import PARAMS, tell
 
@@ -133,3 +133,40 @@ def test_a_server_loses_its_database_and_gets_it_back(
         assert load_run(server.address, lost.run_id).status == "KILLED"
     finally:
         server.stop()
+
+
+def test_a_database_without_a_server_is_lost_and_comes_back(
+    postgres: Postgres, start: Start, tmp_path: Path
+) -> None:
+    outbox, said = tmp_path / "outbox", []
+    given: dict[str, Any] = {
+        "uri": postgres.address,
+        "artifact_root": str(tmp_path / "artifacts"),
+        "params": PARAMS,
+        "outbox": outbox,
+        "say": said.append,
+    }
+    with start(**given) as undisturbed:
+        tell(undisturbed)
+    for wrong in ("recsys@", "/postgres"):  # no such user, no such database
+        with pytest.raises(Refused, match=r'FATAL:  (role|database) ".*" does not exist'):
+            start(**{**given, "uri": postgres.address.replace(wrong, wrong[0] + "x" + wrong[-1])})
+    assert not outbox.exists() and said == []
+    with start(**given) as cut:
+        cut.metrics({"train/loss": 0.0, "odd": float("inf")}, 0)
+        cut.flush()
+        postgres.stop()
+        tell(cut, range(1, 6))
+    with start(**given, experiment="another") as late:
+        tell(late)
+    assert len(said) == 2 and all("The run goes on" in line for line in said)
+    with pytest.raises(OutOfReach):
+        deliver(outbox / cut.run_id, postgres.address)
+    postgres.start()
+    assert deliver(outbox / cut.run_id, postgres.address).run_id == cut.run_id
+    arrived = deliver(outbox / late.run_id, postgres.address)
+    expected = held(postgres.address, undisturbed.run_id)
+    assert len(expected["artifacts"]) == 3 and len(expected["metrics"]["train/loss"]) == 6
+    assert held(postgres.address, cut.run_id) == expected
+    assert held(postgres.address, arrived.run_id) == expected
+    assert (tmp_path / "artifacts/another" / arrived.run_id / "artifacts/rows.parquet").exists()

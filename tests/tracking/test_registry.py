@@ -15,7 +15,6 @@ from recsys.tracking.registry import (
     find_version,
     make_champion,
     register_run,
-    version_of_run,
     write_decision,
 )
 from recsys.tracking.run import TrackedRun, TrackingError, _open_client, local_store
@@ -35,13 +34,12 @@ def a_run(start: Start) -> str:
 
 def test_a_run_is_a_version_once(start: Start, uri: str) -> None:
     one, other = a_run(start), a_run(start)
-    assert version_of_run(uri, "shop", one) is None
     first = register_run(uri, "shop", one, {"protocol": "loo-full-unseen"})
     assert first == Version("shop", 1, one, {"protocol": "loo-full-unseen"}, ())
     assert register_run(uri, "shop", one, {"protocol": "another"}) == first
     assert register_run(uri, "shop", other, {}).number == 2
     assert register_run(uri, "my other shop", one, {}).number == 1  # a name of its own
-    assert version_of_run(uri, "shop", one) == first
+    assert register_run(uri, "shop", one, {}) == first
     found = _open_client(uri).get_model_version("shop", "1")
     assert found.run_id == one and found.source == f"runs:/{one}/model"
 
@@ -165,7 +163,6 @@ def test_reading_makes_no_store(tmp_path: Path) -> None:
     for read in (
         lambda: find_version(uri, "shop@champion"),
         lambda: champion_of(uri, "shop"),
-        lambda: version_of_run(uri, "shop", "abc"),
     ):
         with pytest.raises(TrackingError, match="there are no runs yet"):
             read()

@@ -19,12 +19,15 @@ import pytest
 from recsys.tracking import run as tracking
 from recsys.tracking.figures import loss_curve
 from recsys.tracking.run import (
+    NO_RESULT,
+    NOTE_TAG,
     TrackedRun,
     TrackingError,
     environment_tags,
     find_experiment,
     load_run,
     local_store,
+    unfinished,
 )
 
 Start = Callable[..., TrackedRun]
@@ -280,7 +283,8 @@ def test_the_data_set_is_an_input(start: Start) -> None:
     ],
 )
 def test_the_status_says_how_it_ended(start: Start, error: BaseException, status: str) -> None:
-    with pytest.raises(type(error)), start() as run:
+    doing = {"description": f"**Training.** {NO_RESULT}\n\n**Data:** ours"}
+    with pytest.raises(type(error)), start(**doing) as run:
         run.metrics({"train/loss": 1.0}, 7)
         raise error
     info = load_run(run.uri, run.run_id)
@@ -289,6 +293,48 @@ def test_the_status_says_how_it_ended(start: Start, error: BaseException, status
     if isinstance(error, ValueError):
         assert info.tags["error"] == "ValueError: no such item"
         assert "test_the_status_says_how_it_ended" in info.artifact("error.txt").read_text()
+    again = f"Its last whole epoch was 7: `python -m pipelines.train resume={run.run_id}` goes on."
+    why = {
+        "KILLED": f"**KILLED:** interrupted by Ctrl-C. {again}",
+        "FAILED": f"**FAILED:** `{type(error).__name__}: {error}`.",
+        "FINISHED": NO_RESULT,
+    }
+    assert info.tags[NOTE_TAG] == f"**Training.** {why[status]}\n\n**Data:** ours"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "more"),
+    [
+        ("trial", " Its last whole epoch was 2."),
+        ("tune", " The same command goes on with study=first."),
+        ("train", " Its last whole epoch was 2: `python -m pipelines.train resume=RUN "
+         "tracking.uri=http://me:***@host` goes on."),
+    ],
+)  # fmt: skip
+def test_the_page_of_an_interrupted_run_says_how_to_go_on(
+    start: Start, pipeline: str, more: str
+) -> None:
+    params = {"tracking": {"uri": "http://me:secret@host" if pipeline == "train" else None}}
+    given = {"pipeline": pipeline, "tags": {"study": "first"}, "params": params}
+    with pytest.raises(KeyboardInterrupt), start(**given) as run:
+        run.metrics({"train/loss": 1.0}, 2)
+        run.metrics({"train/loss": 1.0}, 1)
+        raise KeyboardInterrupt
+    note = load_run(run.uri, run.run_id).tags[NOTE_TAG]
+    assert note == "**KILLED:** interrupted by Ctrl-C." + more.replace("RUN", run.run_id)
+
+
+def test_a_result_stays_below_what_went_wrong_after_it(start: Start) -> None:
+    with pytest.raises(OSError), start() as run:
+        run.describe("NDCG .2")
+        raise OSError("no `room`\nin http://me:secret@host")
+    note = load_run(run.uri, run.run_id).tags[NOTE_TAG]
+    assert note == "**FAILED:** `OSError: no 'room'`.\n\nNDCG .2"
+    for _ in range(2):  # as a delivery may that breaks off
+        tracking.perform(run._client, run.run_id, unfinished("KILLED", "gone"))
+    note = load_run(run.uri, run.run_id).tags[NOTE_TAG]
+    assert note == "**KILLED:** gone.\n\n**FAILED:** `OSError: no 'room'`.\n\nNDCG .2"
+    assert load_run(run.uri, run.run_id).status == "FAILED"
 
 
 def test_finish_holds_and_comes_once(start: Start) -> None:

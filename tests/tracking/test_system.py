@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from recsys.tracking.run import TrackedRun
-from recsys.tracking.system import SystemSampler
+from recsys.tracking import run as tracking
+from recsys.tracking.delivery import deliver
+from recsys.tracking.run import OutOfReach, TrackedRun
+from recsys.tracking.system import Sample, SystemSampler
 
 
 def await_samples(sampler: SystemSampler, count: int) -> None:
@@ -89,6 +93,37 @@ def test_only_the_run_speaks_to_the_store(
 
         monkeypatch.setattr(run._client, "log_batch", noted)
     assert sent and set(sent) == {threading.main_thread()}
+
+
+def test_seconds_count_from_the_first_start_also_where_the_run_waits(
+    start: Callable[..., TrackedRun], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = 1_700_000_000
+
+    class Seen:
+        """What was looked at 107 seconds after the run began."""
+
+        def taken(self) -> list[Sample]:
+            return [Sample((began + 107) * 1000, {"system/seen": 1.0})]
+
+        def stop(self) -> None:
+            """Nothing."""
+
+    def lost(*_: object) -> None:
+        raise OutOfReach("no answer")
+
+    given: dict[str, Any] = {"outbox": root / "o", "say": lambda _: None}
+    monkeypatch.setattr(tracking, "SystemSampler", Seen)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_run_of", lost)
+        patch.setattr(tracking.time, "time", lambda: float(began))
+        with start(**given) as run:
+            pass
+    with start(run_id=run.run_id, system_metrics=True, **given):  # years later
+        pass
+    arrived = deliver(root / "o" / run.run_id, run.uri)
+    points = run._client.get_metric_history(arrived.run_id, "system/seen")
+    assert {(point.step, point.timestamp) for point in points} == {(107, (began + 107) * 1000)}
 
 
 def test_it_can_be_left_out(start: Callable[..., TrackedRun]) -> None:
