@@ -33,7 +33,7 @@ from pipelines.paths import tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import find_run, registered, start_run, trained_run
 from pipelines.schemas import PromoteConfig
-from pipelines.story import link
+from pipelines.story import link, markdown_table, plain
 from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
@@ -293,16 +293,16 @@ def cells_of(decision: Decision) -> list[list[str]]:
 
 def in_markdown(decision: Decision, against: str, outcome: str) -> str:
     """For the pages of version and run."""
-    rows = cells_of(decision)
+    titles = ("part", "questions", f"ahead in {decision.metric}", "at least", "p (Holm)", "verdict")
+    rows = [dict(zip(titles, cells, strict=True)) for cells in cells_of(decision)]
     lines = [
-        f"**{outcome}**",
+        f"**{plain(outcome)}**",
         "",
-        f"Against {against}, at level {decision.level:g} (Holm), margin {decision.margin:g}.",
+        plain(
+            f"Against {against}, at level {decision.level:g} (Holm), margin {decision.margin:g}."
+        ),
         "",
-        f"| part | questions | ahead in {decision.metric} | at least | p (Holm) | verdict |",
-        "|---|---|---|---|---|---|",
-        # The names of parts come from the data.
-        *("| " + " | ".join(c.replace("|", "/") for c in cells) + " |" for cells in rows),
+        markdown_table(rows, {title: title for title in titles}),
     ]
     return "\n".join(lines)
 

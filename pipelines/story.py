@@ -134,17 +134,20 @@ def plain(text: str) -> str:
 def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     """A table; the first column to the left, the others to the right.
 
+    MLflow draws cells without any room between them, so each begins with a blank that stays.
+
     >>> print(markdown_table([{"model": "EASE", "hr": 0.25}], {"model": "model", "hr": "HR"}))
-    | model | HR |
+    | model | &emsp;HR |
     |:--|--:|
-    | EASE | .2500 |
+    | EASE | &emsp;.2500 |
     """
-    lines = ["| " + " | ".join(plain(title) for title in columns.values()) + " |"]
+    between = " | &emsp;"
+    lines = ["| " + between.join(plain(title) for title in columns.values()) + " |"]
     lines.append("|:--" + "|--:" * (len(columns) - 1) + "|")
     for row in rows:
         cells = (row.get(key) for key in columns)
         texts = (share(cell) if isinstance(cell, float) else str(cell) for cell in cells)
-        lines.append("| " + " | ".join(plain(text) for text in texts) + " |")
+        lines.append("| " + between.join(plain(text) for text in texts) + " |")
     return "\n".join(lines)
 
 
