@@ -41,7 +41,7 @@ from recsys.histories.click_batches import click_batch
 from recsys.histories.clicks import ClickQuestions
 from recsys.histories.features import FittedFeatures
 from recsys.histories.store import open_store
-from recsys.tracking.run import load_run
+from recsys.tracking.reading import load_run
 from recsys.training.saved_model import load_model
 
 TREE_SEEDS = (0, 1, 2)  # their mean answers

@@ -36,7 +36,7 @@ from benchmarks.record import circumstances, command_line, commit, show_again, w
 from pipelines.paths import tracking_uri
 from recsys.evaluation.click_metrics import auc, gauc, logloss
 from recsys.evaluation.intervals import paired_bootstrap
-from recsys.tracking.run import load_run
+from recsys.tracking.reading import load_run
 
 HISTORIES = ("positives", "events")
 MODELS = ("DIN", "Mean pooling", "Logistic regression", "Item and user mean")

@@ -59,7 +59,7 @@ def main() -> None:
 def compared(run_id: str) -> dict[str, Any]:
     """What `compare` finds of a run, and its audit."""
     from pipelines.paths import tracking_uri
-    from recsys.tracking.run import load_run
+    from recsys.tracking.reading import load_run
 
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"

@@ -73,7 +73,7 @@ def per_question(runs: Sequence[dict[str, Any]], model: str) -> pl.DataFrame:
     """One row a test question: user, history_length and each metric, mean over the runs."""
     from pipelines.judging import file_name
     from pipelines.paths import tracking_uri
-    from recsys.tracking.run import load_run
+    from recsys.tracking.reading import load_run
 
     name = f"per_question/test/{file_name(model)}.parquet"
     frames = [

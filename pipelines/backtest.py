@@ -79,7 +79,7 @@ def run(config: BacktestConfig) -> None:
     started = time.perf_counter()
     check_result_path(config.result)
     check(config)
-    from recsys.tracking.run import NO_RESULT
+    from recsys.tracking.operations import NO_RESULT
 
     assert isinstance(config.split, TimeConfig) and isinstance(config.evaluation, EvaluationConfig)
     check_trainer(training_config(config, 0))

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from recsys.evaluation.compare import Answers, Comparison, Verdict
     from recsys.evaluation.intervals import Interval
-    from recsys.tracking.run import RunInfo, TrackedRun
+    from recsys.tracking.reading import RunInfo
+    from recsys.tracking.run import TrackedRun
 
     Moved = tuple[str, pl.DataFrame]  # "gain" or "lose", and who does
 
@@ -46,7 +47,7 @@ def run(config: CompareConfig) -> None:
     check_result_path(config.result)
     check(config)
     from recsys.evaluation.compare import compare
-    from recsys.tracking.run import NO_RESULT
+    from recsys.tracking.operations import NO_RESULT
 
     infos = [find_run(name, config.tracking.uri) for name in config.runs]
     if len({info.run_id for info in infos}) < len(infos):

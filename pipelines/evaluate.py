@@ -76,7 +76,7 @@ from pipelines.ui import how_to_open, in_the_ui
 
 if TYPE_CHECKING:
     from recsys.histories.store import HistoryStore
-    from recsys.tracking.run import RunInfo
+    from recsys.tracking.reading import RunInfo
 
 
 def implied(overrides: list[str]) -> list[str]:

@@ -39,8 +39,8 @@ from pipelines.ui import how_to_open, in_the_ui
 if TYPE_CHECKING:
     from recsys.evaluation.compare import Answers
     from recsys.evaluation.promotion import Decision
+    from recsys.tracking.reading import RunInfo
     from recsys.tracking.registry import Version
-    from recsys.tracking.run import RunInfo
 
 REFUSED = 3  # exit code
 
@@ -197,7 +197,7 @@ def whose_answers(
     Raises:
         ConfigError: an evaluation of neither run, two of one, or a test that the model learned.
     """
-    from recsys.tracking.run import load_run
+    from recsys.tracking.reading import load_run
 
     sides = {info.run_id: info}
     if champion is not None:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from recsys.histories.store import HistoryStore
     from recsys.serving.people import People
-    from recsys.tracking.run import RunInfo
+    from recsys.tracking.reading import RunInfo
 
 SECONDS_BETWEEN_LINES = 10.0
 LEFT_OUT = {

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from recsys.evaluation.compare import Answers
     from recsys.evaluation.intervals import Interval
     from recsys.histories.store import HistoryStore
-    from recsys.tracking.run import RunInfo
+    from recsys.tracking.reading import RunInfo
 
 NOT_REPRODUCED = 3
 MACHINE = ("host", "cpus", "threads", "platform", "python")
@@ -170,7 +170,7 @@ def run(config: ReproduceConfig) -> int:
 
 def other_code(tags: Mapping[str, str]) -> list[str]:
     """How the code that made a run may differ from the code here, in words."""
-    from recsys.tracking.run import environment_tags
+    from recsys.tracking.environment import environment_tags
 
     here = environment_tags()
     told = []
@@ -185,7 +185,7 @@ def other_code(tags: Mapping[str, str]) -> list[str]:
 
 def other_machine(tags: Mapping[str, str]) -> list[str]:
     """How machine and versions of a run differ from those here, in words."""
-    from recsys.tracking.run import environment_tags
+    from recsys.tracking.environment import environment_tags
 
     here = {**environment_tags(), "threads": tags.get("threads", "")}  # as many are taken
     keys = [*MACHINE, *sorted(k for k in {**tags, **here} if k.startswith("version."))]
@@ -223,7 +223,7 @@ def check_store(info: RunInfo, trained: TrainConfig) -> None:
 
 def other_sources(info: RunInfo, trained: TrainConfig, store: HistoryStore) -> list[str]:
     """How the sources and settings of a run's store differ from those of another, in words."""
-    from recsys.tracking.run import TrackingError
+    from recsys.tracking.store import TrackingError
 
     try:
         there = json.loads(info.artifact("sources.json").read_text(encoding="utf-8"))

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from pipelines.clicks import ClickJudge
     from pipelines.judging import Judge
     from recsys.histories.store import HistoryStore
+    from recsys.tracking.reading import RunInfo
     from recsys.tracking.registry import Version
-    from recsys.tracking.run import RunInfo, TrackedRun
+    from recsys.tracking.run import TrackedRun
 
     class Tracked(DataclassInstance, Protocol):
         """Settings of a command that leaves a run."""
@@ -57,7 +58,8 @@ def start_run(
         parent: the run below which this one is shown.
         run_id: an interrupted run to go on with.
     """
-    from recsys.tracking.run import TrackedRun, environment_tags
+    from recsys.tracking.environment import environment_tags
+    from recsys.tracking.run import TrackedRun
 
     return TrackedRun.start(
         uri=config.tracking.uri or tracking_uri(),
@@ -89,7 +91,7 @@ def find_run(run: str, uri: str | None, *, waiting_too: bool = False) -> RunInfo
         ValueError: no such run, or one that waits.
     """
     from recsys.tracking.outbox import delivered_as, is_waiting, read_waiting
-    from recsys.tracking.run import load_run, load_waiting
+    from recsys.tracking.reading import load_run, load_waiting
 
     if not is_waiting(outbox_dir(), run):
         return load_run(uri or tracking_uri(), delivered_as(outbox_dir(), run))

@@ -28,7 +28,7 @@ def begun(judge: Judge | ClickJudge, title: str, doing: str) -> str:
         title: of the data.
         doing: what is going on, in words.
     """
-    from recsys.tracking.run import NO_RESULT
+    from recsys.tracking.operations import NO_RESULT
 
     return "\n\n".join([f"**{plain(doing)}** {NO_RESULT}", *about(judge, title)])
 
@@ -168,6 +168,6 @@ def run_page(tracked: TrackedRun, run_id: str | None = None) -> str:
 
 
 def _training_view() -> str:
-    from recsys.tracking.run import TRAINING_VIEW
+    from recsys.tracking.experiments import TRAINING_VIEW
 
     return TRAINING_VIEW

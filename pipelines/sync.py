@@ -59,8 +59,8 @@ def what_waits(run: str | None) -> tuple[list[tuple[Path, Waiting]], int]:
     Raises:
         ConfigError: that one does not wait.
     """
+    from recsys.tracking.names import PARENT_TAG
     from recsys.tracking.outbox import OutboxError, delivered_as, read_waiting, waiting_runs
-    from recsys.tracking.run import PARENT_TAG
 
     folders = waiting_runs(outbox_dir())
     if run is not None:
@@ -92,7 +92,7 @@ def deliver_all(
     """
     from recsys.tracking.delivery import deliver
     from recsys.tracking.outbox import InUse
-    from recsys.tracking.run import OutOfReach, server_name
+    from recsys.tracking.store import OutOfReach, server_name
 
     arrived: list[tuple[str, str]] = []
     away: set[str] = set()

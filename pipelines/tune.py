@@ -502,8 +502,9 @@ def parent_run(config: TuneConfig, judge: Judge | ClickJudge, study: Study) -> I
     Raises:
         ConfigError: the run is not in this tracking store.
     """
+    from recsys.tracking.operations import end_open_children
     from recsys.tracking.outbox import is_waiting
-    from recsys.tracking.run import TrackingError, end_open_children
+    from recsys.tracking.store import TrackingError
 
     before = study.user_attrs.get("run")
     if before is not None:

@@ -32,7 +32,8 @@ def run(config: UIConfig) -> int:
     if not 1 <= config.port <= 65535:
         raise ConfigError(f"port={config.port} is no port: 1 to 65535")
     from pipelines.runs import find_run
-    from recsys.tracking.run import find_experiment, latest_run_id, load_run
+    from recsys.tracking.experiments import find_experiment
+    from recsys.tracking.reading import latest_run_id, load_run
     from recsys.tracking.ui import find_ui, run_link, runs_link, started_ui
 
     uri = config.tracking.uri or tracking_uri()
@@ -105,7 +106,7 @@ def how_to_open(run_id: str, uri: str | None) -> str:
         uri: `tracking.uri`, null for the default store.
     """
     from recsys.tracking.outbox import is_waiting
-    from recsys.tracking.run import without_password
+    from recsys.tracking.store import without_password
 
     where = [] if uri is None else [f"tracking.uri={without_password(uri)}"]
     if is_waiting(outbox_dir(), run_id):

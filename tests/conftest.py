@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from recsys.tracking.run import _open_client, local_store
+from recsys.tracking.store import local_store, open_client
 
 # Laws, not timings: a loaded machine is no failure. The same examples everywhere, so that what
 # passes here passes there; `--hypothesis-profile=search` draws others in each run.
@@ -29,7 +29,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh store costs seconds to make, a copy of an empty one nothing."""
     root = tmp_path_factory.mktemp("empty store")
-    _open_client(local_store(root)[0])
+    open_client(local_store(root)[0])
     return root / "mlflow.db"
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all, making its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = name_aside(path)
@@ -35,6 +36,21 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file of any size whole or not at all, making the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = name_aside(path)
+    try:
+        with source.open("rb") as old, aside.open("xb") as new:
+            shutil.copyfileobj(old, new, 1 << 20)
+            new.flush()
+            os.fsync(new.fileno())
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)

@@ -17,6 +17,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recsys.tracking.experiments import experiment_id_of
+from recsys.tracking.names import (
+    CLOSED_TAG,
+    METRICS_A_BATCH,
+    PARENT_TAG,
+    STARTED_AS_TAG,
+    as_stored,
+)
+from recsys.tracking.operations import perform, send_file, send_model, unfinished
 from recsys.tracking.outbox import (
     MODEL,
     Outbox,
@@ -28,24 +37,8 @@ from recsys.tracking.outbox import (
     waiting_runs,
 )
 from recsys.tracking.processes import is_gone
-from recsys.tracking.run import (
-    CLOSED_TAG,
-    METRICS_A_BATCH,
-    PARENT_TAG,
-    STARTED_AS_TAG,
-    _experiment_id,
-    _get_run,
-    _open_client,
-    _reported,
-    _same,
-    _search,
-    _store_errors,
-    perform,
-    send_file,
-    send_model,
-    server_name,
-    unfinished,
-)
+from recsys.tracking.reading import reported_points, run_of_id, search_runs
+from recsys.tracking.store import open_client, server_name, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -97,14 +90,14 @@ def deliver(folder: Path, uri: str) -> Delivered:
             outbox.append(unfinished("KILLED", said))
             status = "KILLED"
             outbox.append({"do": "end", "status": status, "time": int(time.time() * 1000)})
-        client = _open_client(uri)
+        client = open_client(uri)
         if waiting.run_id is None:
             found = _run_on_server(client, uri, outbox)
             outbox.note(run_id=found, uri=server_name(uri))
         run_id = outbox.waiting.run_id
         assert run_id is not None
-        with _store_errors(uri, f"deliver run {run_id}"):
-            run = _get_run(client, uri, run_id)  # a deleted one is said so
+        with store_errors(uri, f"deliver run {run_id}"):
+            run = run_of_id(client, uri, run_id)  # a deleted one is said so
         _announce_children(client, uri, outbox)
         renamed = known_runs(folder.parent)
         there: dict[tuple[int, str], set[tuple[int, str]]] = {}
@@ -120,7 +113,7 @@ def deliver(folder: Path, uri: str) -> Delivered:
             else:
                 if "resumed" in operation:
                     operation = _new_points(client, uri, run_id, operation, there)
-                with _store_errors(uri, f"deliver run {run_id}"):
+                with store_errors(uri, f"deliver run {run_id}"):
                     perform(client, run_id, operation)
             outbox.note(delivered=number)
         outbox.remove()
@@ -190,13 +183,13 @@ def _run_on_server(
             raise OutboxError(f"run {key} waits until its parent {tags[PARENT_TAG]} is delivered")
         tags[PARENT_TAG] = parent or delivered_as(outbox.folder.parent, tags[PARENT_TAG])
     doing = f"start the waiting run {key} in experiment {waiting.experiment!r}"
-    with _store_errors(uri, doing):
-        experiment_id = _experiment_id(client, uri, waiting.experiment, waiting.artifact_root)
+    with store_errors(uri, doing):
+        experiment_id = experiment_id_of(client, uri, waiting.experiment, waiting.artifact_root)
         where = f"tags.{STARTED_AS_TAG} = '{key}'"
-        found = _search(client, [experiment_id], where, "attributes.start_time ASC", 1)
+        found = search_runs(client, [experiment_id], where, "attributes.start_time ASC", 1)
     if found:
         return str(found[0].info.run_id)
-    with _store_errors(uri, doing, retries=0):
+    with store_errors(uri, doing, retries=0):
         made = client.create_run(experiment_id, waiting.start_time, tags, waiting.name)
     return str(made.info.run_id)
 
@@ -237,8 +230,8 @@ def _new_points(
     for name, value, moment, step in operation["points"]:
         key = (operation["resumed"], name)
         if key not in there:
-            there[key] = _reported(client, uri, run_id, name)
-        if (step, _same(value)) not in there[key]:
+            there[key] = reported_points(client, uri, run_id, name)
+        if (step, as_stored(value)) not in there[key]:
             points.append((name, value, moment, step))
     return {**operation, "points": points}
 
@@ -275,10 +268,10 @@ def close_abandoned(
     Raises:
         TrackingError: no store, or one that does not answer.
     """
-    client = _open_client(uri, create=False)
+    client = open_client(uri, create=False)
     closed = []
     where = f"attributes.status = 'RUNNING' and tags.host = '{platform.node()}'"
-    with _store_errors(uri, "look for runs whose process is gone"):
+    with store_errors(uri, "look for runs whose process is gone"):
         everywhere = [e.experiment_id for e in client.search_experiments()]
         runs: list[Run] = []
         token: str | None = ""
@@ -294,7 +287,7 @@ def close_abandoned(
         pid = tags.get("pid", "")
         if not pid.isdecimal() or not is_gone(int(pid), tags.get("process")):
             continue
-        with _store_errors(uri, f"close run {run_id}"):
+        with store_errors(uri, f"close run {run_id}"):
             said = _closed(f"process {pid}")
             client.set_tag(run_id, CLOSED_TAG, said)
             perform(client, run_id, unfinished("KILLED", said))

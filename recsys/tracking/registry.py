@@ -13,13 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from recsys.tracking.outbox import MODEL
-from recsys.tracking.run import (
-    TrackingError,
-    _get_run,
-    _logged_model,
-    _open_client,
-    _store_errors,
-)
+from recsys.tracking.reading import logged_model, run_of_id
+from recsys.tracking.store import TrackingError, open_client, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,14 +80,14 @@ def register_run(uri: str, name: str, run_id: str, tags: Mapping[str, str]) -> V
     Raises:
         TrackingError: no such run, or the registry refuses.
     """
-    client = _open_client(uri)
-    with _store_errors(uri, f"register run {run_id} as a version of {name!r}"):
-        _get_run(client, uri, run_id)
+    client = open_client(uri)
+    with store_errors(uri, f"register run {run_id} as a version of {name!r}"):
+        run_of_id(client, uri, run_id)
         found = _version_of_run(client, name, run_id)
         if found is None:
             if name not in _names(client):
                 _create(client, name)
-            logged = _logged_model(client, run_id)
+            logged = logged_model(client, run_id)
             # A run from before models were MLflow's keeps it among its artifacts. Not by the
             # models:/ address, which MLflow looks up in the store of the process.
             source = f"runs:/{run_id}/{MODEL}" if logged is None else logged.artifact_location
@@ -112,8 +107,8 @@ def champion_of(uri: str, name: str) -> Version | None:
     Raises:
         TrackingError: no store, or the champion's run is gone.
     """
-    client = _open_client(uri, create=False)
-    with _store_errors(uri, f"look for the champion of {name!r}"):
+    client = open_client(uri, create=False)
+    with store_errors(uri, f"look for the champion of {name!r}"):
         if name not in _names(client):
             return None
         number = _aliases(client.get_registered_model(name)).get(CHAMPION)
@@ -131,8 +126,8 @@ def find_version(uri: str, reference: str) -> Version:
         TrackingError: no such name, alias or version (says which there are), or its run is gone.
     """
     read = _REFERENCE.fullmatch(reference)
-    client = _open_client(uri, create=False)
-    with _store_errors(uri, f"read {reference!r} in the registry"):
+    client = open_client(uri, create=False)
+    with store_errors(uri, f"read {reference!r} in the registry"):
         names = _names(client)
         if read is None:
             name = reference if reference in names else "NAME"
@@ -162,7 +157,7 @@ def find_version(uri: str, reference: str) -> Version:
                 "train and promote register"
             )
         try:
-            _get_run(client, uri, version.run_id)
+            run_of_id(client, uri, version.run_id)
         except TrackingError as error:
             raise TrackingError(
                 f"model={reference}: {version} is the model of a run that cannot be read: {error}"
@@ -176,8 +171,8 @@ def write_decision(uri: str, version: Version, tags: Mapping[str, str], markdown
     Raises:
         TrackingError: the registry refuses.
     """
-    client = _open_client(uri, create=False)
-    with _store_errors(uri, f"write the decision about {version}"):
+    client = open_client(uri, create=False)
+    with store_errors(uri, f"write the decision about {version}"):
         for key, value in tags.items():
             client.set_model_version_tag(version.name, str(version.number), key, value)
         client.update_model_version(version.name, str(version.number), markdown)
@@ -194,8 +189,8 @@ def make_champion(uri: str, version: Version, instead_of: Version | None) -> Non
     Raises:
         TrackingError: another version became champion meanwhile.
     """
-    client = _open_client(uri, create=False)
-    with _store_errors(uri, f"make {version} the champion"):
+    client = open_client(uri, create=False)
+    with store_errors(uri, f"make {version} the champion"):
         now = _aliases(client.get_registered_model(version.name)).get(CHAMPION)
         if now != (None if instead_of is None else instead_of.number):
             raise TrackingError(

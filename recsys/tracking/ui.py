@@ -20,14 +20,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from recsys.tracking.run import (
-    TRAINING_VIEW,
-    VIEW,
-    ExperimentInfo,
-    TrackingError,
-    is_server,
-    without_password,
-)
+from recsys.tracking.experiments import TRAINING_VIEW, VIEW, ExperimentInfo
+from recsys.tracking.store import TrackingError, is_server, without_password
 
 MLFLOW_UI = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
 HOST = "127.0.0.1"

@@ -11,7 +11,7 @@ import pytest
 from pipelines.entry import compose
 from pipelines.schemas import TrainConfig
 from pipelines.train import run
-from recsys.tracking.run import load_run
+from recsys.tracking.reading import load_run
 from tests.pipelines.conftest import Place
 from tests.pipelines.test_train import SMALL, without_vectors, write_log
 

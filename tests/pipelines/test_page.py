@@ -28,7 +28,8 @@ from pipelines.schemas import (
 )
 from pipelines.train import run as train
 from pipelines.tune import run as tune
-from recsys.tracking.run import find_experiment, local_store
+from recsys.tracking.experiments import find_experiment
+from recsys.tracking.store import local_store
 from recsys.tracking.ui import run_link, runs_link, started_ui
 from tests.browser import CHROMIUM, WHY_NOT, Browser
 from tests.pipelines.conftest import Place

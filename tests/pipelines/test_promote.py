@@ -18,13 +18,14 @@ from pipelines import promote, train
 from pipelines.entry import compose, main
 from pipelines.schemas import TrainConfig
 from recsys.tracking import registry
+from recsys.tracking.reading import load_run
 from recsys.tracking.registry import (
     champion_of,
     find_version,
     make_champion,
     register_run,
 )
-from recsys.tracking.run import _open_client, load_run, local_store
+from recsys.tracking.store import local_store, open_client
 from tests.pipelines.conftest import Place
 from tests.pipelines.test_config import COMMANDS
 from tests.pipelines.test_train import SMALL, artifacts, write_log
@@ -111,7 +112,7 @@ def refused(command: Command, place: Place, name: str, *arguments: str) -> str:
 
 
 def names(uri: str) -> list[str]:
-    return [model.name for model in _open_client(uri).search_registered_models()]
+    return [model.name for model in open_client(uri).search_registered_models()]
 
 
 def test_train_registers_a_version_that_is_no_champion(
@@ -160,7 +161,7 @@ def test_a_better_run_takes_the_place_of_the_champion(
     assert (folder / "promote.txt").read_text().strip() in said
     page = (folder / "promote.html").read_text()
     assert "popularity head" in page and "http" not in page and "<script" not in page
-    noted = _open_client(uri).get_model_version("better", "2").description
+    noted = open_client(uri).get_model_version("better", "2").description
     assert "| overall | " in noted and "**better/2 promoted" in noted
     # And again.
     before = place.files
@@ -181,7 +182,7 @@ def test_a_worse_run_is_refused(place: Place, uri: str, command: Command) -> Non
     assert find_version(uri, "worse@champion").run_id == good
     again = command("promote", f"run={poor}", "name=worse", DRAWS, "margin=0.001", code=3)
     assert again.splitlines()[:-3] == first.splitlines()[:-3]  # but for seconds and run
-    versions = _open_client(uri).search_model_versions("name = 'worse'")
+    versions = open_client(uri).search_model_versions("name = 'worse'")
     assert len(versions) == 2
 
 
@@ -226,7 +227,7 @@ def test_other_questions_need_evaluations_of_both(place: Place, uri: str, comman
     said = refused(command, place, "promote", *given, f"answers=[{evaluated[0]}]")
     assert "were asked by other protocols" in said
     assert f"python -m pipelines.evaluate run={poor} with the data= and split=" in said
-    assert not _open_client(uri).search_model_versions(f"name = 'moved' and run_id = '{good}'")
+    assert not open_client(uri).search_model_versions(f"name = 'moved' and run_id = '{good}'")
     few = command("promote", *given, f"answers=[{','.join(evaluated)}]", code=3)
     assert "moved/2 refused: too few: 110 questions of 110 users" in few
     said = refused(command, place, "promote", *given, f"answers=[{evaluated[0]},{evaluated[0]}]")
@@ -283,7 +284,7 @@ def test_interrupted_and_given_again(
     assert champion is not None
     assert (champion.run_id, champion.number) == (good, 2)
     assert champion.tags["decision"] == "promoted"
-    assert len(_open_client(uri).search_model_versions(f"name = '{name}'")) == 2
+    assert len(open_client(uri).search_model_versions(f"name = '{name}'")) == 2
 
 
 def test_evaluate_and_recommend_take_a_version(place: Place, uri: str, command: Command) -> None:
@@ -335,7 +336,7 @@ def test_what_names_no_model_is_refused(place: Place, uri: str, command: Command
 def test_a_champion_whose_run_is_deleted(place: Place, uri: str, command: Command) -> None:
     good, poor = run_of(place, "good"), run_of(place, "poor")
     make_champion(uri, register_run(uri, "gone", poor, {}), None)
-    _open_client(uri).delete_run(poor)
+    open_client(uri).delete_run(poor)
     try:
         for given in (
             ["evaluate", "model=gone@champion"],
@@ -346,7 +347,7 @@ def test_a_champion_whose_run_is_deleted(place: Place, uri: str, command: Comman
             assert "gone/1 is the model of a run that cannot be read" in said
             assert f"mlflow runs restore --run-id {poor}" in said
     finally:
-        _open_client(uri).restore_run(poor)
+        open_client(uri).restore_run(poor)
 
 
 @pytest.mark.parametrize(
@@ -383,12 +384,12 @@ def test_a_run_without_a_model_is_refused(place: Place, uri: str, command: Comma
     said = refused(command, place, "promote", f"run={run_of(place, 'judged')}", "name=wrong")
     assert "is a run of evaluate, which holds no model" in said
     answers = f"answers=[{run_of(place, 'judged')}]"
-    _open_client(uri).update_run(good, status="FAILED")
+    open_client(uri).update_run(good, status="FAILED")
     try:
         said = refused(command, place, "promote", f"run={good}", "name=wrong", answers)
         assert "is FAILED: only finished runs are promoted" in said
     finally:
-        _open_client(uri).update_run(good, status="FINISHED")
+        open_client(uri).update_run(good, status="FINISHED")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from pipelines.schemas import DataConfig, RecommendConfig, TrainConfig
 from recsys.histories.store import open_store
 from recsys.models.next_item.sasrec import SASRec
 from recsys.serving.parts import parts_folder
-from recsys.tracking.run import TrackedRun, local_store
+from recsys.tracking.run import TrackedRun
+from recsys.tracking.store import local_store
 from recsys.training.saved_model import save_model
 from tests.pipelines.conftest import Place
 

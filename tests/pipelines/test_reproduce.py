@@ -20,9 +20,11 @@ from pipelines.evaluate import run as evaluate
 from pipelines.reproduce import NOT_REPRODUCED, Numbers, compared, in_text, run
 from pipelines.schemas import EvaluateConfig, ReproduceConfig, TrainConfig
 from pipelines.train import run as train
+from recsys.tracking import operations, reading
 from recsys.tracking import run as tracking
 from recsys.tracking.delivery import deliver
-from recsys.tracking.run import OutOfReach, RunInfo, load_run
+from recsys.tracking.reading import RunInfo, load_run
+from recsys.tracking.store import OutOfReach
 from tests.pipelines.conftest import Place
 from tests.pipelines.test_clicks import SMALL as CLICKS
 from tests.pipelines.test_clicks import write_log as write_clicks
@@ -124,7 +126,8 @@ def test_a_server_that_goes_away_meanwhile(
 
         patched.setattr(fitting, "say", lose)
         # Artifacts go through the store, as with a server.
-        patched.setattr(tracking, "_local_folder", lambda _: None)
+        for module in (tracking, operations, reading):
+            patched.setattr(module, "local_folder", lambda _: None)
         code, result = reproduce(f"run={first.run_id}", MARK)
     report = result["reproduction"]
     assert code == 0 and report["reproduced"] and report["ranks"] == 60

@@ -25,8 +25,10 @@ from pipelines.paths import tracking_uri
 from pipelines.schemas import EvaluateConfig, SyncConfig, TrainConfig
 from pipelines.ui import how_to_open
 from recsys.tracking.outbox import Outbox
+from recsys.tracking.reading import load_run
 from recsys.tracking.registry import make_champion, register_run
-from recsys.tracking.run import TrackedRun, TrackingError, load_run
+from recsys.tracking.run import TrackedRun
+from recsys.tracking.store import TrackingError
 from tests.mlflow_server import MlflowServer, answering, held
 from tests.pipelines.conftest import Place
 from tests.pipelines.test_train import SMALL, write_log
@@ -380,7 +382,8 @@ def test_a_run_that_waits_for_a_mistyped_address(
 
 RUNNING = """
 import sys, time
-from recsys.tracking.run import TrackedRun, environment_tags
+from recsys.tracking.environment import environment_tags
+from recsys.tracking.run import TrackedRun
 with TrackedRun.start(uri=sys.argv[1], artifact_root=None, experiment="e", run_name="r", params={},
                       config_yaml="", tags=environment_tags()) as run:
     print(run.run_id, flush=True)

@@ -30,7 +30,7 @@ from recsys.histories.questions import leave_one_out
 from recsys.models.baselines.item_knn import ItemKNN
 from recsys.models.baselines.tuning import Tuned
 from recsys.testing import planted_log
-from recsys.tracking.run import load_run
+from recsys.tracking.reading import load_run
 from tests.pipelines.conftest import Place
 from tests.pipelines.test_clicks import SMALL as CLICKS
 from tests.pipelines.test_clicks import write_log as write_clicks

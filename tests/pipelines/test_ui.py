@@ -21,7 +21,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.ui import how_to_open
-from recsys.tracking.run import TrackedRun, find_experiment, local_store
+from recsys.tracking.experiments import find_experiment
+from recsys.tracking.run import TrackedRun
+from recsys.tracking.store import local_store
 from recsys.tracking.ui import find_ui
 from tests.pipelines.conftest import Place
 

@@ -29,8 +29,10 @@ from recsys.models.baselines.popularity import Popularity
 from recsys.tracking import registry
 from recsys.tracking import run as tracking
 from recsys.tracking.delivery import deliver
+from recsys.tracking.names import NOTE_TAG, PARENT_TAG
+from recsys.tracking.reading import RunInfo, load_run
 from recsys.tracking.registry import champion_of
-from recsys.tracking.run import NOTE_TAG, PARENT_TAG, OutOfReach, RunInfo, _open_client, load_run
+from recsys.tracking.store import OutOfReach, open_client
 from tests.pipelines.conftest import Place
 from tests.pipelines.test_sync import NOBODY
 from tests.pipelines.test_train import SMALL, write_log
@@ -67,7 +69,7 @@ class Waited:
         """The runs below one, first things first."""
         where = f"tags.`{PARENT_TAG}` = '{self.became[waited]}'"
         experiment = [self.run(waited).experiment_id]
-        runs = _open_client(tracking_uri()).search_runs(
+        runs = open_client(tracking_uri()).search_runs(
             experiment, where, order_by=["attributes.start_time"]
         )
         return [load_run(tracking_uri(), run.info.run_id) for run in runs]
@@ -187,7 +189,7 @@ def test_the_id_of_the_wait_names_the_run_that_arrived(waited: Waited) -> None:
         assert (found, trained.trainer.max_epochs) == (info, 1)
     given = [f"run={old[children[0].run_id]}", "name=shop", "cohorts=[]", "resamples=1000"]
     assert promote.run(compose("promote", PromoteConfig, given)) == promote.REFUSED
-    (version,) = _open_client(tracking_uri()).search_model_versions("name = 'shop'")
+    (version,) = open_client(tracking_uri()).search_model_versions("name = 'shop'")
     assert version.run_id == children[0].run_id
 
 

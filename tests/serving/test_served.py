@@ -21,8 +21,8 @@ from pipelines.entry import compose
 from pipelines.export import run as export
 from pipelines.schemas import ExportConfig
 from recsys.serving.export import ExportError
+from recsys.tracking.reading import load_run
 from recsys.tracking.registry import make_champion, register_run
-from recsys.tracking.run import load_run
 from tests.pipelines.conftest import Place
 from tests.pipelines.test_train import SMALL, model_folder, write_log
 from tests.serving.conftest import Elsewhere

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from recsys.tracking.run import TrackedRun, local_store
+from recsys.tracking.run import TrackedRun
+from recsys.tracking.store import local_store
 
 
 @pytest.fixture

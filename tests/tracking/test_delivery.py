@@ -21,9 +21,11 @@ import polars as pl
 import pytest
 from mlflow import MlflowClient
 
-from recsys.tracking import delivery
+from recsys.tracking import delivery, operations, reading
 from recsys.tracking import run as tracking
 from recsys.tracking.delivery import close_abandoned, deliver
+from recsys.tracking.environment import environment_tags
+from recsys.tracking.names import NOTE_TAG
 from recsys.tracking.outbox import (
     InUse,
     Outbox,
@@ -33,11 +35,12 @@ from recsys.tracking.outbox import (
     read_waiting,
 )
 from recsys.tracking.processes import is_gone, process_mark
-from recsys.tracking.run import OutOfReach, Refused, TrackedRun, TrackingError, environment_tags
+from recsys.tracking.reading import load_run
+from recsys.tracking.run import TrackedRun
+from recsys.tracking.store import OutOfReach, Refused, TrackingError, local_folder, store_errors
 from tests.mlflow_server import answering
 
 Start = Callable[..., TrackedRun]
-LOCAL_FOLDER = tracking._local_folder
 WRITERS = [(tracking, "perform"), (tracking, "send_file")]
 
 
@@ -67,7 +70,7 @@ def everything(uri: str, experiment: str) -> dict[str, Any]:
         )
         for name in run.data.metrics
     }
-    folder = LOCAL_FOLDER(run.info.artifact_uri)
+    folder = local_folder(run.info.artifact_uri)
     assert folder is not None
     return {
         "status": run.info.status,
@@ -118,7 +121,8 @@ def away(count: int, after: bool, error: BaseException, places: list[Any]) -> It
 @pytest.fixture
 def remote(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Artifacts go through the store, as with a server; one in a file is all that laws need."""
-    monkeypatch.setattr(tracking, "_local_folder", lambda _: None)
+    for module in (tracking, operations, reading):
+        monkeypatch.setattr(module, "local_folder", lambda _: None)
     monkeypatch.chdir(root)  # a delivered run's experiment has MLflow's own place, ./mlruns
 
 
@@ -271,7 +275,7 @@ def test_a_run_that_is_resumed_and_loses_its_server(
     for step in range(5):
         run.metrics({"train/loss": step / 7}, step)
     run.flush()  # and its process is killed
-    reads = [(tracking, "_reported"), *WRITERS]
+    reads = [(tracking, "reported_points"), *WRITERS]
     with (
         away(count, False, OutOfReach("no answer"), reads) as failing,
         start(run_id=run.run_id, **quiet) as again,
@@ -292,7 +296,7 @@ def test_a_waiting_run_whose_process_is_gone_is_delivered_as_killed(
     start: Start, root: Path, remote: None
 ) -> None:
     with away(2, False, OutOfReach("no answer"), WRITERS):
-        doing = {"description": f"**Training.** {tracking.NO_RESULT}"}
+        doing = {"description": f"**Training.** {operations.NO_RESULT}"}
         run = start(outbox=root / "o", tags=environment_tags(), say=lambda _: None, **doing)
         run.metrics({"train/loss": 1.0}, 0)
         run.flush()
@@ -306,7 +310,7 @@ def test_a_waiting_run_whose_process_is_gone_is_delivered_as_killed(
     found = everything(run.uri, "recsys")
     assert found["status"] == "KILLED" and found["metrics"] == {"train/loss": [(0, "1.0")]}
     assert f"process {os.getpid()} of " in found["tags"]["closed"]
-    assert found["tags"][tracking.NOTE_TAG] == (
+    assert found["tags"][NOTE_TAG] == (
         f"**Training.** **KILLED:** {found['tags']['closed']}. Its last whole epoch was 0: "
         f"`python -m pipelines.train resume={run.run_id}` goes on."
     )
@@ -318,12 +322,12 @@ def test_a_waiting_run_says_on_its_page_why_it_failed(
     """With the id that the server gives it."""
     given: dict[str, Any] = {"outbox": root / "o", "say": lambda _: None}
     with away(1, False, OutOfReach("no"), [(tracking, "_run_of")]):
-        run = start(description=f"**Training.** {tracking.NO_RESULT}", **given)
+        run = start(description=f"**Training.** {operations.NO_RESULT}", **given)
     with suppress(KeyboardInterrupt), run:
         run.metrics({"train/loss": 1.0}, 3)
         raise KeyboardInterrupt
     arrived = deliver(root / "o" / run.run_id, run.uri)
-    assert everything(run.uri, "recsys")["tags"][tracking.NOTE_TAG] == (
+    assert everything(run.uri, "recsys")["tags"][NOTE_TAG] == (
         "**Training.** **KILLED:** interrupted by Ctrl-C. Its last whole epoch was 3: "
         f"`python -m pipelines.train resume={arrived.run_id}` goes on."
     )
@@ -373,23 +377,23 @@ def test_a_parent_names_its_children_as_the_server_does(
     ):
         deliver(folders[parent], parent.uri)
     arrived = deliver(folders[parent], parent.uri)
-    info = tracking.load_run(parent.uri, arrived.run_id)
+    info = load_run(parent.uri, arrived.run_id)
     known = read_waiting(folders[child]).run_id
     assert known is not None and known != child.run_id
     assert info.tags["winner"] == info.params["winner"] == known
-    assert info.tags[tracking.NOTE_TAG] == f"See {known} and {other.run_id}"
+    assert info.tags[NOTE_TAG] == f"See {known} and {other.run_id}"
     assert json.loads(info.artifact("study.json").read_text()) == {"best": known, "ä": 1}
     assert info.artifact("theirs.txt").read_bytes() == f"{known}\r\n".encode() + b"\xff"
     assert info.artifact("code.py").read_text() == child.run_id
     assert read_waiting(root / "o" / stranger.run_id).run_id is None
     # It says itself, when it is delivered, how it ended.
-    assert tracking.load_run(parent.uri, known).status == "RUNNING"
+    assert load_run(parent.uri, known).status == "RUNNING"
     assert close_abandoned(parent.uri, print, root / "o") == []
     for run in (child, other):
         sent = deliver(folders[run], run.uri)
         assert (sent.run_id, sent.status) == (known if run is child else run.run_id, "FINISHED")
     shutil.rmtree(root / "o")  # on another machine
-    info = tracking.load_run(child.uri, child.run_id)
+    info = load_run(child.uri, child.run_id)
     assert (info.run_id, info.status, info.tags["note"]) == (known, "FINISHED", "last")
     assert "closed" not in info.tags
     assert len(MlflowClient(child.uri).search_runs([info.experiment_id])) == 3
@@ -542,7 +546,7 @@ def test_a_database_that_is_away_is_said_at_once(start: Start, root: Path) -> No
         with pytest.raises(OutOfReach, match=r"psycopg2://me:\*\*\*@.*Connection refused"):
             start(uri=uri)
         with pytest.raises(OutOfReach, match="Connection refused"):
-            tracking.load_run(uri, "latest")
+            load_run(uri, "latest")
         with start(uri=uri, outbox=root / "o", say=said.append) as run:
             tell(run)
         with pytest.raises(OutOfReach, match="Connection refused"):
@@ -557,7 +561,7 @@ def test_what_a_database_says_in_the_middle() -> None:
     from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
 
     def kind(said: str, code: int = TEMPORARILY_UNAVAILABLE, uri: str = "postgresql://h/r") -> type:
-        with pytest.raises(TrackingError) as caught, tracking._store_errors(uri, "write"):
+        with pytest.raises(TrackingError) as caught, store_errors(uri, "write"):
             raise MlflowException(said, error_code=code)
         return caught.type
 
@@ -624,16 +628,16 @@ def test_runs_whose_process_is_gone_are_closed(start: Start) -> None:
     assert sorted(one.name for one in closed) == sorted(gone)
     assert len(said) == len(gone)
     for name, run in runs.items():
-        info = tracking.load_run(uri, run.run_id)
+        info = load_run(uri, run.run_id)
         assert info.status == ("KILLED" if name in gone else "RUNNING"), name
         assert ("closed" in info.tags) == (name in gone)
-        assert info.tags.get(tracking.NOTE_TAG) == (
+        assert info.tags.get(NOTE_TAG) == (
             f"**KILLED:** {info.tags['closed']}." if name in gone else None
         )
     assert close_abandoned(uri, said.append) == []
     with start(run_id=runs["ended"].run_id, tags=own):  # taken up again, it is alive
         assert close_abandoned(uri, said.append) == []
-        assert "closed" not in tracking.load_run(uri, runs["ended"].run_id).tags
+        assert "closed" not in load_run(uri, runs["ended"].run_id).tags
 
 
 def test_a_process_that_its_parent_has_not_noted_is_gone() -> None:

@@ -11,7 +11,9 @@ import pytest
 from mlflow import MlflowClient
 
 from recsys.tracking.delivery import deliver
-from recsys.tracking.run import OutOfReach, RunInfo, TrackedRun, TrackingError, load_run
+from recsys.tracking.reading import RunInfo, load_run
+from recsys.tracking.run import TrackedRun
+from recsys.tracking.store import OutOfReach, TrackingError
 
 Start = Callable[..., TrackedRun]
 

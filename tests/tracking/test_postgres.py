@@ -18,8 +18,11 @@ from typing import Any
 import pytest
 
 from recsys.tracking.delivery import close_abandoned, deliver
+from recsys.tracking.environment import environment_tags
 from recsys.tracking.outbox import is_waiting
-from recsys.tracking.run import OutOfReach, Refused, TrackedRun, environment_tags, load_run
+from recsys.tracking.reading import load_run
+from recsys.tracking.run import TrackedRun
+from recsys.tracking.store import OutOfReach, Refused
 from tests.mlflow_server import MlflowServer, free_port, held
 from tests.tracking.test_delivery import PARAMS, tell
 

@@ -17,7 +17,8 @@ from recsys.tracking.registry import (
     register_run,
     write_decision,
 )
-from recsys.tracking.run import TrackedRun, TrackingError, _open_client, local_store
+from recsys.tracking.run import TrackedRun
+from recsys.tracking.store import TrackingError, local_store, open_client
 
 Start = Callable[..., TrackedRun]
 
@@ -40,7 +41,7 @@ def test_a_run_is_a_version_once(start: Start, uri: str) -> None:
     assert register_run(uri, "shop", other, {}).number == 2
     assert register_run(uri, "my other shop", one, {}).number == 1  # a name of its own
     assert register_run(uri, "shop", one, {}) == first
-    found = _open_client(uri).get_model_version("shop", "1")
+    found = open_client(uri).get_model_version("shop", "1")
     assert found.run_id == one and found.source == f"runs:/{one}/model"
 
 
@@ -75,7 +76,7 @@ def test_a_decision_is_noted(start: Start, uri: str) -> None:
     version = register_run(uri, "shop", a_run(start), {"protocol": "p"})
     write_decision(uri, version, {"decision": "refused"}, "**refused**")
     write_decision(uri, version, {"decision": "promoted", "margin": "0"}, "**promoted**")
-    found = _open_client(uri).get_model_version("shop", "1")
+    found = open_client(uri).get_model_version("shop", "1")
     assert found.tags == {"protocol": "p", "decision": "promoted", "margin": "0"}
     assert found.description == "**promoted**"
 
@@ -100,7 +101,7 @@ def test_what_is_not_there_is_said_with_what_is(start: Start, uri: str) -> None:
     for wrong in ("shop@", "shop/one", "shop@a/1", "models:/shop/1", ""):
         assert "names no version: write NAME@champion, or NAME/3" in refused(uri, wrong)
     assert "write shop@champion, or shop/3" in refused(uri, "shop")
-    client = _open_client(uri)
+    client = open_client(uri)
     client.delete_model_version("shop", "1")
     assert "has no alias 'champion', and no other" in refused(uri, "shop@champion")
     assert "shop has no version 1; there are none" in refused(uri, "shop/1")
@@ -109,7 +110,7 @@ def test_what_is_not_there_is_said_with_what_is(start: Start, uri: str) -> None:
 def test_a_version_whose_run_is_gone(start: Start, uri: str) -> None:
     version = register_run(uri, "shop", a_run(start), {})
     make_champion(uri, version, None)
-    client = _open_client(uri)
+    client = open_client(uri)
     client.delete_run(version.run_id)
     said = refused(uri, "shop@champion")
     assert "shop/1 is the model of a run that cannot be read" in said
@@ -126,7 +127,7 @@ def test_an_unknown_run_makes_no_name(start: Start, uri: str) -> None:
     a_run(start)
     with pytest.raises(TrackingError, match="there is no run"):
         register_run(uri, "shop", "0123456789abcdef0123456789abcdef", {})
-    assert _open_client(uri).search_registered_models() == []
+    assert open_client(uri).search_registered_models() == []
 
 
 @pytest.mark.parametrize(

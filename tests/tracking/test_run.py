@@ -16,19 +16,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from recsys.tracking import environment, operations
 from recsys.tracking import run as tracking
+from recsys.tracking.environment import environment_tags
+from recsys.tracking.experiments import find_experiment
 from recsys.tracking.figures import loss_curve
-from recsys.tracking.run import (
-    NO_RESULT,
-    NOTE_TAG,
-    TrackedRun,
-    TrackingError,
-    environment_tags,
-    find_experiment,
-    load_run,
-    local_store,
-    unfinished,
-)
+from recsys.tracking.names import NOTE_TAG
+from recsys.tracking.operations import NO_RESULT, unfinished
+from recsys.tracking.reading import load_run
+from recsys.tracking.run import TrackedRun
+from recsys.tracking.store import TrackingError, local_store
 
 Start = Callable[..., TrackedRun]
 CHECKOUT = Path(tracking.__file__).resolve().parents[2]
@@ -331,7 +328,7 @@ def test_a_result_stays_below_what_went_wrong_after_it(start: Start) -> None:
     note = load_run(run.uri, run.run_id).tags[NOTE_TAG]
     assert note == "**FAILED:** `OSError: no 'room'`.\n\nNDCG .2"
     for _ in range(2):  # as a delivery may that breaks off
-        tracking.perform(run._client, run.run_id, unfinished("KILLED", "gone"))
+        operations.perform(run._client, run.run_id, unfinished("KILLED", "gone"))
     note = load_run(run.uri, run.run_id).tags[NOTE_TAG]
     assert note == "**KILLED:** gone.\n\n**FAILED:** `OSError: no 'room'`.\n\nNDCG .2"
     assert load_run(run.uri, run.run_id).status == "FAILED"
@@ -377,7 +374,9 @@ def test_a_second_ctrl_c_leaves_nothing_half_closed(
 CTRL_C = """
 import sys, time
 from pathlib import Path
-from recsys.tracking.run import TrackedRun, environment_tags, local_store
+from recsys.tracking.environment import environment_tags
+from recsys.tracking.run import TrackedRun
+from recsys.tracking.store import local_store
 assert not any(name.split(".")[0] in ("mlflow", "torch") for name in sys.modules)
 uri, artifacts = local_store(Path(sys.argv[1]))
 with TrackedRun.start(uri=uri, artifact_root=artifacts, experiment="e", run_name="r", params={},
@@ -579,15 +578,15 @@ def test_commit_and_dirty_flag(tmp_path: Path) -> None:
 
     code = tmp_path / "code.py"
     code.write_text("1")
-    assert tracking._git_state(code) == (None, False)
+    assert environment._git_state(code) == (None, False)
     git("init", "-q")
-    assert tracking._git_state(code) == (None, False)  # in a repository, but not of it
+    assert environment._git_state(code) == (None, False)  # in a repository, but not of it
     git("add", "code.py")
     git("commit", "-q", "-m", "m")
     commit = git("rev-parse", "HEAD")
-    assert tracking._git_state(code) == (commit, False)
+    assert environment._git_state(code) == (commit, False)
     code.write_text("2")
-    assert tracking._git_state(code) == (commit, True)
+    assert environment._git_state(code) == (commit, True)
 
 
 def test_environment_tags_name_versions_and_machine() -> None:

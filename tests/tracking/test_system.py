@@ -12,7 +12,8 @@ import pytest
 
 from recsys.tracking import run as tracking
 from recsys.tracking.delivery import deliver
-from recsys.tracking.run import OutOfReach, TrackedRun
+from recsys.tracking.run import TrackedRun
+from recsys.tracking.store import OutOfReach
 from recsys.tracking.system import Sample, SystemSampler
 
 

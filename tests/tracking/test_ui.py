@@ -18,7 +18,9 @@ import polars as pl
 import pytest
 
 from recsys.tracking.figures import metric_curve
-from recsys.tracking.run import TrackedRun, load_run, local_store
+from recsys.tracking.reading import load_run
+from recsys.tracking.run import TrackedRun
+from recsys.tracking.store import local_store
 
 METRIC = "test/loo-full-unseen/ndcg_10"
 
