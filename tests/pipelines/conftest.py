@@ -81,6 +81,7 @@ class Place:
 
     def here(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The same in this process, which saves the start: for what hangs on no process."""
+        assert self.python_path == str(CHECKOUT), "another pipelines needs a process of its own"
         argv = [f"pipelines.{name}", *arguments]
         printed, errors, code = io.StringIO(), io.StringIO(), None
         with (
@@ -100,13 +101,14 @@ class Place:
         return subprocess.CompletedProcess(argv, code, printed.getvalue(), errors.getvalue())
 
     def refused(self, name: str, *arguments: str, code: int = 2, may_add: tuple[str, ...] = ()):
-        """Run a command that must fail, in this process; returns its message.
+        """Run a command that must fail, in this process if that is possible; returns its message.
 
         Nothing on stdout, one error without a traceback on stderr, and no new file, except one
         below each folder of `may_add`.
         """
         before = self.files
-        done = self.here(name, *arguments)
+        run = self.here if self.python_path == str(CHECKOUT) else self.command
+        done = run(name, *arguments)
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
         assert done.stderr.startswith("Error: ")
