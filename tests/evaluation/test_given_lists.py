@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.batch import HistoryBatch
@@ -64,6 +64,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("lists")
 
 
+@settings(max_examples=50)
 @given(st.integers(0, 400), st.booleans(), st.booleans(), st.sampled_from([1, 7, 10_000]))
 def test_whole_lists_are_ranked_as_the_scores_they_come_from(
     tmp_path_factory, seed, ties, filter_seen, rows

@@ -12,13 +12,16 @@ from pipelines.entry import choices, compose
 from pipelines.schemas import TrainConfig
 from pipelines.train import run
 from recsys.testing import planted_log
+from recsys.tracking.reading import load_run
+from tests.pipelines.conftest import Place
 from tests.pipelines.test_train import write_log
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RECSYS_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+def place(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    place = Place(tmp_path).stocked(empty_store)
+    monkeypatch.setenv("RECSYS_HOME", str(place.home))
+    return place
 
 
 def trained(tmp_path: Path, overrides: list[str]) -> dict[str, float]:
@@ -31,7 +34,7 @@ def trained(tmp_path: Path, overrides: list[str]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("recipe", choices("experiment"))
-def test_recipe_runs_on_another_log(recipe: str, tmp_path: Path, home: Path) -> None:
+def test_recipe_runs_on_another_log(recipe: str, tmp_path: Path, place: Place) -> None:
     log = tmp_path / "log.parquet"
     write_log(log, users=12)
     mine = [f"experiment={recipe}", "data=log", f"data.path={log}", "data.columns.order=at"]
@@ -43,7 +46,8 @@ def test_recipe_runs_on_another_log(recipe: str, tmp_path: Path, home: Path) -> 
         mine += ["data.columns.time=at"]
     metrics = trained(tmp_path, mine)
     assert all(name.startswith("test/") for name in metrics)
-    assert (home / "mlflow.db").exists()
+    run = load_run(f"sqlite:///{place.home / 'mlflow.db'}", "latest")
+    assert run.status == "FINISHED" and metrics.items() <= run.metrics.items()
 
 
 @pytest.mark.parametrize(
