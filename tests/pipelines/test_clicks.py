@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,9 @@ class Here:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+def here(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RECSYS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RECSYS_HOME", str(Place(tmp_path).stocked(empty_store).home))
     return Here(tmp_path)
 
 
@@ -582,7 +583,8 @@ def test_a_plan_trains_nothing_and_memory_is_refused_beforehand(
     run(compose("train", TrainConfig, [*SMALL, "plan=true"]))
     said = capsys.readouterr().out
     assert "activations" in said and "steps an epoch" in said and "2 epochs at most" in said
-    assert not list(here.folder.glob("home/ml*"))  # no run
+    with sqlite3.connect(here.folder / "home/mlflow.db") as database:
+        assert database.execute("select count(*) from runs").fetchone() == (0,)
     monkeypatch.setattr("recsys.training.plan.available_memory", lambda: 1000)
     for more in (["plan=true"], []):
         with pytest.raises(ValueError, match=r"0 MB of memory are free.*trainer\.rows_per_batch"):

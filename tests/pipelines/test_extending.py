@@ -80,9 +80,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shop(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def shop(site: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A user's folder: the page's files, and three logs."""
-    place = Place(tmp_path_factory.mktemp("shop"), python_path=str(site))
+    place = Place(tmp_path_factory.mktemp("shop"), python_path=str(site)).stocked(empty_store)
     for name, text in files().items():
         file = place.folder / name
         file.parent.mkdir(exist_ok=True)

@@ -222,9 +222,9 @@ def profit(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A user's folder, with a package and a log; commands run in it, in this process."""
-    place = Place(tmp_path_factory.mktemp("own_clicks"))
+    place = Place(tmp_path_factory.mktemp("own_clicks")).stocked(empty_store)
     (place.folder / "goods").mkdir()
     for name, text in GOODS.items():
         (place.folder / "goods" / name).write_text(text, encoding="utf-8")
