@@ -23,8 +23,10 @@ from pipelines.evaluate import run as evaluate
 from pipelines.fitting import task_and_batches
 from pipelines.judging import Judge, baselines
 from pipelines.schemas import EvaluateConfig, EvaluationConfig, TrainConfig, TuneConfig
+from pipelines.search_space import distributions
+from pipelines.studies import study_file
 from pipelines.train import Book, next_item_job, untrained
-from pipelines.tune import Pruned, Watch, distributions, run, study_file, training_config
+from pipelines.tune import Pruned, Watch, run, training_config
 from recsys.histories.batches import TrainingBatches
 from recsys.histories.questions import leave_one_out
 from recsys.models.baselines.item_knn import ItemKNN
