@@ -48,8 +48,8 @@ def main(
     try:
         code = _command(name, schema, run, description, implied, sys.argv[1:])
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print("\n".join(["Interrupted.", *getattr(stopped, "__notes__", [])]), file=sys.stderr)
         code = 130
     except BrokenPipeError:  # `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,13 +92,28 @@ def _command(
             raise ConfigError(f"unknown option '{argument}'.{hint or nearest(option, OPTIONS)}")
         else:
             overrides.append(argument)
-    if implied is not None:
+    if implied is not None:  # it reads a run
+        for override in overrides:
+            key, _, value = override.partition("=")
+            if key == "tracking.uri":
+                _check_store(value.strip("'\""))
         overrides = [*implied(overrides), *overrides]
     config = compose(name, schema, overrides, folders)
     if show:
         print(as_yaml(config), end="")
         return 0
+    tracking = getattr(config, "tracking", None)
+    if tracking is not None:
+        _check_store(tracking.uri)
     return run(config) or 0
+
+
+def _check_store(uri: str | None) -> None:
+    """Refuses what is no address of a store before any work starts."""
+    if uri is not None and uri not in ("", "null"):
+        from recsys.tracking.store import check_address
+
+        check_address(uri)
 
 
 def compose(

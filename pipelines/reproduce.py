@@ -151,7 +151,7 @@ def run(config: ReproduceConfig) -> int:
         }
         tracked.artifact_json("reproduce.json", without_nan(report))
         pages = {"the run": info.run_id, "trained again": again_id}
-        links = [f"[{name}]({run_page(tracked, run_id)})" for name, run_id in pages.items()]
+        links = [f"[{n}]({run_page(info.experiment_id, run_id)})" for n, run_id in pages.items()]
         lines = [*(plain(line) for line in text.splitlines()), ", ".join(links)]
         tracked.describe("\n\n".join(lines))
         tracked.tag("headline", "reproduced" if verdict.reproduced else "not reproduced")

@@ -73,8 +73,8 @@ def told(
     return re.sub("\n{3,}", "\n\n", "\n".join(said))
 
 
-def about(judge: Judge | ClickJudge, title: str) -> list[str]:
-    """The data and the protocol."""
+def about(judge: Judge | ClickJudge, title: str, stage: str = "test") -> list[str]:
+    """The data and the protocol: whose questions are asked, those of test or of val."""
     from recsys.histories.clicks import ClickSplit
 
     store, split = judge.store, judge.split
@@ -85,7 +85,7 @@ def about(judge: Judge | ClickJudge, title: str) -> list[str]:
     return [
         f"**Data:** {plain(title)}, {store.events:,} events, {store.users:,} users, "
         f"{store.catalogue_size - 1:,} items; {training} to train on",
-        f"**Protocol:** `test/{judge.protocol}`, {plain(judge.legend)}",
+        f"**Protocol:** `{stage}/{judge.protocol}`, {plain(judge.legend)}",
     ]
 
 
@@ -159,12 +159,13 @@ def image(tracked: TrackedRun, name: str) -> str:
 
 def link(tracked: TrackedRun, name: str) -> str:
     """The page of an artifact of the run."""
-    return f"[{plain(name)}]({run_page(tracked)}/artifacts/{quote(name)}?{_training_view()})"
+    page = run_page(tracked.experiment_id, tracked.run_id)
+    return f"[{plain(name)}]({page}/artifacts/{quote(name)}?{_training_view()})"
 
 
-def run_page(tracked: TrackedRun, run_id: str | None = None) -> str:
-    """The run's page, or that of another of its experiment, as its own page can link to it."""
-    return f"#/experiments/{tracked.experiment_id}/runs/{run_id or tracked.run_id}"
+def run_page(experiment_id: str, run_id: str) -> str:
+    """A run's page, as other pages of the same UI can link to it."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def _training_view() -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.judging import share
+from pipelines.clicks import ClickJudge, click_columns
+from pipelines.judging import Judge, about_intervals, share, shown, table_columns
 from pipelines.result import without_nan
 from pipelines.schemas import TuneConfig
-from pipelines.story import image
+from pipelines.story import about, image, markdown_table, plain
 from pipelines.studies import ended
 
 if TYPE_CHECKING:
@@ -100,8 +101,22 @@ def importances(study: Study) -> dict[str, float]:
     return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
 
 
-def report_study(config: TuneConfig, study: Study, tracked: TrackedRun) -> None:
-    """Table, figures and description."""
+def report_study(
+    config: TuneConfig,
+    study: Study,
+    tracked: TrackedRun,
+    judge: Judge | ClickJudge,
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """Table, figures and description.
+
+    Args:
+        config: of the study.
+        study: that has a winner.
+        tracked: its run.
+        judge: asked the trials.
+        rows: of the test: the winner's, then the baselines'; none where nothing was tested.
+    """
     from optuna.distributions import FloatDistribution, IntDistribution
     from optuna.trial import TrialState
 
@@ -142,13 +157,23 @@ def report_study(config: TuneConfig, study: Study, tracked: TrackedRun) -> None:
         ),
     )
     figures = ["figures/importance.png"] * bool(weights) + ["figures/parallel_coordinates.png"]
-    shown = "\n\n".join(image(tracked, name) for name in figures)
-    tracked.describe(f"{description(config, study, weights)}\n\n{shown}")
+    pictures = "\n\n".join(image(tracked, name) for name in figures)
+    said = [*description(config, study, weights), *result(judge, rows)]
+    tracked.describe("\n\n".join([*said, *about(judge, config.data.name), pictures]))
     tracked.tag("headline", f"best of {len(ended(study))}: {metric} {share(best.value or 0)}")
 
 
-def description(config: TuneConfig, study: Study, weights: Mapping[str, float]) -> str:
-    """What stands on top of the run's page, in Markdown."""
+def result(judge: Judge | ClickJudge, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The winner's test beside the baselines', in Markdown."""
+    if not rows:
+        return []
+    columns = table_columns(judge) if isinstance(judge, Judge) else click_columns(judge)
+    table = markdown_table([shown(row) for row in rows], {"model": "model", **columns})
+    return [table, plain(about_intervals(rows).strip())]
+
+
+def description(config: TuneConfig, study: Study, weights: Mapping[str, float]) -> list[str]:
+    """What was searched and found, in Markdown, a paragraph each."""
     best = study.best_trial
     number = [trial.number for trial in ended(study)].index(best.number) + 1
     drawn = ", ".join(f"`{key}={short(value)}`" for key, value in best.params.items())
@@ -166,4 +191,4 @@ def description(config: TuneConfig, study: Study, weights: Mapping[str, float]) 
             f"The winner was trained on training + validation for {best.user_attrs['best_epoch']} "
             "epochs and tested once: the run below that is no trial."
         )
-    return "\n\n".join(lines)
+    return lines

@@ -104,7 +104,7 @@ def deliver_all(
         if elsewhere and config.run is None:
             print(f"left {name}: it waits for {what.uri}")
             continue
-        if ":***@" in uri:
+        if "***" in uri:
             complain(
                 f"run {name}: {uri} has a password, which is not kept: give tracking.uri= whole"
             )
@@ -124,7 +124,7 @@ def deliver_all(
         else:
             arrived.append((uri, run.run_id))
             became = "" if run.run_id == folder.name else f" as run {run.run_id}"
-            print(f"delivered {name} to {what.uri}{became}: {run.status}", flush=True)
+            print(f"delivered {name} to {server_name(uri)}{became}: {run.status}", flush=True)
     return arrived, away
 
 

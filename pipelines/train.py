@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError, build
-from pipelines.class_paths import check_trusted, class_paths
+from pipelines.class_paths import check_trusted, class_paths, package
 from pipelines.clicks import (
     OF_CLICKS,
     RANKERS,
@@ -189,7 +189,12 @@ def tracked_training(
         made_of = {key: store.manifest[key] for key in ("fingerprint", "sources", "settings")}
         tracked.artifact_json("sources.json", made_of)
         name_dataset(tracked, config.data, judge, "training")
-        found, cost = train_and_judge(config, judge, tracked, checkpoint)
+        try:
+            found, cost = train_and_judge(config, judge, tracked, checkpoint)
+        except KeyboardInterrupt as stopped:
+            if parent is None and (run_folder(tracked.run_id) / "last.ckpt").exists():
+                stopped.add_note(f"What goes on with it: {how_to_resume(config, tracked.run_id)}")
+            raise
         rows, seconds = found.rows, time.perf_counter() - started
         tracked.metrics({"cost/seconds": seconds, "cost/peak_memory_gb": peak_memory_gb()}, 0)
         say("")
@@ -198,6 +203,17 @@ def tracked_training(
         tracked.artifact_text("table.txt", final_table(judge, rows, config.data.name) + "\n")
         write_result(config.result, run_id=tracked.run_id, seconds=seconds, rows=rows)
     return tracked.run_id, rows, seconds
+
+
+def how_to_resume(config: TrainConfig, run_id: str) -> str:
+    """The command that goes on with an interrupted run."""
+    from recsys.tracking.store import without_password
+
+    uri = config.tracking.uri
+    more = [] if uri is None else [f"tracking.uri={without_password(uri)}"]
+    if packages := sorted({package(path) for path in class_paths(config)}):
+        more.append(f"trusted_modules=[{','.join(packages)}]")
+    return as_typed("train", f"resume={run_id}", *more)
 
 
 def check_register(config: TrainConfig) -> None:
@@ -532,12 +548,19 @@ def find_checkpoint(config: TrainConfig) -> tuple[str | None, Path]:
         ConfigError: neither a file nor a run, or a run without checkpoint here.
     """
     assert config.resume is not None
+    from recsys.tracking.names import PARENT_TAG
+
     path = Path(config.resume)
     if path.is_file():
         return None, path
     if path.suffix or path.parent != Path():
         raise ConfigError(f"resume={config.resume}: there is no such file")
     info = find_run(config.resume, config.tracking.uri, waiting_too=True)
+    if (above := info.tags.get(PARENT_TAG)) is not None:
+        raise ConfigError(
+            f"resume={config.resume}: the run '{info.name}' stands below run {above}, and only the "
+            "command of that one makes it again or goes on with it"
+        )
     checkpoint = run_folder(info.run_id) / "last.ckpt"
     if not checkpoint.exists():
         raise ConfigError(

@@ -40,7 +40,7 @@ from pipelines.result import check_result_path, write_result
 from pipelines.runs import name_dataset, start_run
 from pipelines.schemas import RankerConfig, TrainConfig, TuneConfig
 from pipelines.search_space import distributions, first_arguments, trial_config
-from pipelines.story import begun
+from pipelines.story import about, begun, plain
 from pipelines.studies import best_trial, ended, opened_study
 from pipelines.study_report import in_text, in_words, report_study, report_trial, trial_table
 from pipelines.train import (
@@ -93,6 +93,7 @@ def run(config: TuneConfig) -> None:
             best = best_trial(study, config)
             found = in_text(study, config)
             rows: list[dict[str, Any]] = []
+            asked = judge
             if config.test:
                 say("")
                 winner = winner_config(config, base, best)
@@ -105,7 +106,7 @@ def run(config: TuneConfig) -> None:
                 tracked.metrics(rows[0]["metrics"], 0)
                 found += "\n\n" + final_table(asked, rows, config.data.name)
             tracked.artifact_text("table.txt", found + "\n")
-            report_study(config, study, tracked)
+            report_study(config, study, tracked, asked, rows)
             seconds = time.perf_counter() - started
             tracked.metrics({"cost/seconds": seconds}, 0)
             write_result(
@@ -288,7 +289,7 @@ def one_trial(
     """Trains and validates the settings that were drawn, in a run of their own, and tells."""
     from optuna.trial import TrialState
 
-    from recsys.training.callbacks import TrainingDiverged
+    from recsys.tracking.store import TrackingError
 
     settings = trial_config(base, trial.params)
     said = in_words(trial.params)
@@ -308,13 +309,20 @@ def one_trial(
         value, text = tracked_trial(settings, judge, trial, number, tracked)
         if value is None:
             state = TrialState.PRUNED
-    except (TrainingDiverged, ConfigError) as error:
-        value, text, state = None, f"failed: {error}", TrialState.FAIL
-        trial.set_user_attr("error", str(error))
+    except (OSError, TrackingError):  # of the place, not of what was drawn: to be done again
+        raise
+    except Exception as error:  # training diverged, or one's own code raised
+        value, text, state = None, f"failed: {error_text(error)}", TrialState.FAIL
+        trial.set_user_attr("error", error_text(error))
     trial.set_user_attr("seconds", time.perf_counter() - started)
     study.tell(trial, value, state=state)
     seconds = time.perf_counter() - started
     say(f"trial {number + 1}/{config.trials}  {text}  {said}  {seconds:.0f} s")
+
+
+def error_text(error: Exception) -> str:
+    """What a trial's error says, which its own run holds whole; a user's needs no kind."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def make_model_of(settings: TrainConfig, judge: Judge | ClickJudge) -> None:
@@ -362,16 +370,28 @@ def tracked_trial(
             shutil.rmtree(folder, ignore_errors=True)
         validated = book.points.get(metric, [])
         if fitted is None:
-            epoch = validated[-1][0]
+            epoch, value = validated[-1]
             trial.set_user_attr("epochs", epoch)
-            text = f"stopped after epoch {epoch}, {settings.trainer.monitor} "
-            return None, text + share(validated[-1][1])
+            text = f"stopped after epoch {epoch}, {settings.trainer.monitor} {share(value)}"
+            describe_trial(child, trial, judge, settings, text)
+            return None, text
         child.metrics({"best_epoch": fitted.best_epoch, f"best/{metric}": fitted.best_score}, 0)
         child.tag("trial", "complete")
         trial.set_user_attr("best_epoch", fitted.best_epoch)
         trial.set_user_attr("epochs", fitted.epochs)
         text = f"{settings.trainer.monitor} {share(fitted.best_score)} @{fitted.best_epoch}"
+        describe_trial(child, trial, judge, settings, text)
         return fitted.best_score, text
+
+
+def describe_trial(
+    child: TrackedRun, trial: Trial, judge: Judge | ClickJudge, settings: TrainConfig, text: str
+) -> None:
+    """Has a trial's page, and the table of runs, say how it went."""
+    of = f"Trial of study {trial.study.study_name}: {in_words(trial.params)}."
+    what = about(judge, settings.data.name, "val")
+    child.describe("\n\n".join([f"**{plain(text)}**", plain(of), *what]))
+    child.tag("headline", text)
 
 
 if __name__ == "__main__":

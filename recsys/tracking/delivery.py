@@ -34,6 +34,7 @@ from recsys.tracking.outbox import (
     is_waiting,
     known_runs,
     read_waiting,
+    waiting_ids,
     waiting_runs,
 )
 from recsys.tracking.processes import is_gone
@@ -279,10 +280,10 @@ def close_abandoned(
             page = client.search_runs(everywhere, where, max_results=1000, page_token=token or None)
             runs += page
             token = page.token or None
-    waiting = set() if outbox is None else set(known_runs(outbox).values())
+    still_waiting = set() if outbox is None else set(waiting_ids(outbox).values())
     for run in runs:
         tags, run_id = run.data.tags, run.info.run_id
-        if run_id in waiting:
+        if run_id in still_waiting:
             continue
         pid = tags.get("pid", "")
         if not pid.isdecimal() or not is_gone(int(pid), tags.get("process")):

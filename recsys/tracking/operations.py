@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,18 +88,22 @@ def _tell_unfinished(client: MlflowClient, run_id: str, status: str, why: str) -
 
 
 def _how_to_go_on(client: MlflowClient, run_id: str, data: RunData) -> str:
-    """How far a run came, and the command that goes on with it, if there is one."""
+    """How far a run came, and the command that goes on with it, if there is one.
+
+    What stands below another run, such as the winner of a study, is gone on with by that one alone.
+    """
     if data.tags.get("pipeline") == "tune":
         return f" The same command goes on with study={data.tags.get('study')}."
     if "train/loss" not in data.metrics:
         return ""
     epoch = max(point.step for point in client.get_metric_history(run_id, "train/loss"))
     said = f" Its last whole epoch was {epoch}"
-    if data.tags.get("pipeline") != "train":
+    if data.tags.get("pipeline") != "train" or PARENT_TAG in data.tags:
         return f"{said}."
-    uri = data.params.get("tracking.uri", "null")
-    where = "" if uri == "null" else f" tracking.uri={uri}"
-    return f"{said}: `python -m pipelines.train resume={run_id}{where}` goes on."
+    command = f"python -m pipelines.train resume={run_id}"
+    if (uri := data.params.get("tracking.uri", "null")) != "null":
+        command += f" {shlex.quote(f'tracking.uri={uri}')}"
+    return f"{said}: `{command}` goes on."
 
 
 def as_code(text: str) -> str:

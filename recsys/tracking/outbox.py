@@ -253,7 +253,12 @@ def delivered_runs(outbox: Path) -> dict[str, str]:
 
 def known_runs(outbox: Path) -> dict[str, str]:
     """All runs that wait or waited here, and that a server knows: id here → MLflow's."""
-    known = delivered_runs(outbox)
+    return {**delivered_runs(outbox), **waiting_ids(outbox)}
+
+
+def waiting_ids(outbox: Path) -> dict[str, str]:
+    """The runs that wait, and that a server knows: id here → MLflow's."""
+    known = {}
     for folder in waiting_runs(outbox):
         with suppress(OutboxError):  # a damaged one is said by who delivers it
             if (run_id := read_waiting(folder).run_id) is not None:

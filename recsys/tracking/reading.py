@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from recsys.tracking.experiments import ExperimentInfo
-from recsys.tracking.names import NOTE_TAG, STARTED_AS_TAG, as_stored
+from recsys.tracking.names import NOTE_TAG, PARENT_TAG, STARTED_AS_TAG, as_stored
 from recsys.tracking.outbox import MODEL, Outbox
 from recsys.tracking.store import (
     SECONDS_TO_ANSWER_A_FILE,
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
 
+OF_MLFLOW = (NOTE_TAG, PARENT_TAG)  # of its own tags, those that say something of the run
+
+
 @dataclass(frozen=True)
 class RunInfo:
     """A run as the store holds it.
@@ -37,7 +40,7 @@ class RunInfo:
         experiment: name of its experiment.
         experiment_id: MLflow's id of it.
         params: flat, as text.
-        tags: without MLflow's own, but for the description.
+        tags: without MLflow's own, but for the description and the run above.
         metrics: the last value of each.
         artifacts: the folder of its artifacts, or None where they lie on a server.
         uri: the store.
@@ -132,7 +135,7 @@ def load_run(uri: str, run_id: str, *, experiment: str | None = None) -> RunInfo
         experiment=owner.name,
         experiment_id=owner.experiment_id,
         params=dict(run.data.params),
-        tags={k: v for k, v in tags.items() if not k.startswith("mlflow.") or k == NOTE_TAG},
+        tags={k: v for k, v in tags.items() if not k.startswith("mlflow.") or k in OF_MLFLOW},
         metrics=dict(run.data.metrics),
         artifacts=local_folder(run.info.artifact_uri),
         uri=uri,

@@ -623,7 +623,7 @@ class TrackedRun:
             for step in (
                 self.flush,
                 lambda: self.tag("error", f"{type(error).__name__}: {error}"[:1000]),
-                lambda: self.artifact_text("error.txt", trace),
+                lambda: self.artifact_text("error.txt", without_password(trace)),
                 lambda: self._send(unfinished(status, why), f"describe run {self.run_id}"),
                 lambda: self._close(status),
             ):

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 # growing pauses, is four minutes of silence on a wrong address, and of standstill in training.
 SECONDS_TO_ANSWER = 10
 SECONDS_TO_ANSWER_A_FILE = 120  # which it passes on before it answers
-_PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]+@")
+# In front of a host, also where a colon was forgotten, and among what follows a question mark.
+_PASSWORD = re.compile(
+    r"(//[^/\s:@]*:)[^/\s@]+(?=@)|([?&](?:password|passwd|pwd)=)[^&\s'\"]+", re.I
+)
 # What databases say to a wrong login or name; that they start or shut down is said alike.
 _NO_ENTRY = re.compile(r'FATAL: +(password|role|database "|no pg_hba)|Access denied|Unknown data')
 # `postgresql://` means psycopg to SQLAlchemy 2.1, and psycopg2 to 2.0.
@@ -63,6 +66,41 @@ def local_store(root: Path) -> tuple[str, str]:
             "a database cannot hold; set RECSYS_HOME to another folder"
         )
     return f"sqlite:///{root / 'mlflow.db'}", str(root / "mlruns")
+
+
+def check_address(uri: str) -> None:
+    """Refuses what is no address of a store, without asking it anything.
+
+    Raises:
+        TrackingError: naming the nearest address, or the driver that a database lacks.
+    """
+    if not re.match(r"(https?://|sqlite:///|(postgresql|mysql|mssql)(\+\w+)?://)", uri):
+        near = f"http://{uri}" if re.fullmatch(r"[\w.-]+:\d+/?", uri) else ""
+        if re.match(r"postgres\b", uri):
+            near = uri.replace("postgres", "postgresql", 1)
+        raise TrackingError(
+            f"{without_password(uri)} is no address of a tracking store: those of servers begin "
+            "with http:// or https://, those of databases with sqlite:///, postgresql:// or mysql://"
+            + (f". Did you mean {without_password(near)}?" if near else "")
+        )
+    if is_database_server(uri):
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            make_url(uri).get_dialect().import_dbapi()
+        except ModuleNotFoundError as error:
+            raise TrackingError(f"{without_password(uri)}: {_no_driver(error)}") from error
+        except (SQLAlchemyError, ValueError) as error:
+            raise TrackingError(
+                f"{without_password(uri)} is no address of a database: "
+                f"{without_password(str(error).splitlines()[0])}"
+            ) from error
+
+
+def _no_driver(error: ModuleNotFoundError) -> str:
+    name = error.name or "of the driver"
+    return f"the package {name} is not installed (pip install {_DRIVERS.get(name, name)})"
 
 
 def is_server(uri: str) -> bool:
@@ -161,10 +199,8 @@ def store_errors(
         with _patience(seconds, retries):
             yield
     except ModuleNotFoundError as error:  # the driver of a database
-        name = error.name or "of the driver"
         raise TrackingError(
-            f"cannot {doing} in {without_password(uri)}: the package {name} is not installed "
-            f"(pip install {_DRIVERS.get(name, name)})"
+            f"cannot {doing} in {without_password(uri)}: {_no_driver(error)}"
         ) from error
     except (MlflowException, SQLAlchemyError, RequestException) as error:
         reason = without_password(str(error).strip())
@@ -257,8 +293,12 @@ def _server_error(
 
 
 def without_password(text: str) -> str:
-    """`scheme://user:password@host` without the password."""
-    return _PASSWORD.sub(r"\1:***@", str(text))
+    """`scheme://user:password@host` and `scheme://host?password=…` without the password.
+
+    >>> without_password("postgresql://me:secret@host/db"), without_password("a://h?password=x&y=1")
+    ('postgresql://me:***@host/db', 'a://h?password=***&y=1')
+    """
+    return _PASSWORD.sub(lambda found: f"{found[1] or found[2]}***", str(text))
 
 
 def server_name(uri: str) -> str:

@@ -23,6 +23,7 @@ from pipelines.train import run as train
 from recsys.tracking import operations, reading
 from recsys.tracking import run as tracking
 from recsys.tracking.delivery import deliver
+from recsys.tracking.names import NOTE_TAG
 from recsys.tracking.reading import RunInfo, load_run
 from recsys.tracking.store import OutOfReach
 from tests.pipelines.conftest import Place
@@ -137,6 +138,9 @@ def test_a_server_that_goes_away_meanwhile(
         assert deliver(folder, first.uri).status == "FINISHED"
     parent = load_run(first.uri, result["run_id"])
     assert (parent.tags["headline"], parent.metrics["reproduced"]) == ("reproduced", 1)
+    for run_id in (first.run_id, report["run"]):
+        page = f"(#/experiments/{first.experiment_id}/runs/{run_id})"
+        assert page in parent.tags[NOTE_TAG]
     assert load_run(first.uri, report["run"]).metrics.keys() == first.metrics.keys()
 
 

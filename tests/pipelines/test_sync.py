@@ -375,9 +375,9 @@ def test_a_run_that_waits_for_a_mistyped_address(
 ) -> None:
     run = waits(home)
     assert sync.run(compose("sync", SyncConfig, [f"run={run}", at(story)])) == 0
-    became = re.search(r"as run (\w+)", capsys.readouterr().out)
-    assert became is not None
-    assert load_run(story.server.address, became.group(1)).status == "FINISHED"
+    became = re.search(r"to (\S+) as run (\w+)", capsys.readouterr().out)
+    assert became is not None and became.group(1) == story.server.address
+    assert load_run(story.server.address, became.group(2)).status == "FINISHED"
 
 
 RUNNING = """

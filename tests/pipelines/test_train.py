@@ -245,6 +245,8 @@ def test_ctrl_c_then_resume_equals_uninterrupted(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    assert errors.startswith("Interrupted.\nWhat goes on with it: ")
+    assert errors.endswith(f" -m pipelines.train resume={run_id}\n")
     with sqlite3.connect(place.home / "mlflow.db") as database:
         ask = "select status from runs where run_uuid = ?"
         assert database.execute(ask, (run_id,)).fetchone() == ("KILLED",)

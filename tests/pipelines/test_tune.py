@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 import yaml
 
+from pipelines import tune as tune_module
 from pipelines.checking import ConfigError, build
 from pipelines.entry import compose
 from pipelines.evaluate import implied
@@ -24,8 +25,10 @@ from pipelines.fitting import task_and_batches
 from pipelines.judging import Judge, baselines
 from pipelines.schemas import EvaluateConfig, EvaluationConfig, TrainConfig, TuneConfig
 from pipelines.search_space import distributions
+from pipelines.story import plain
 from pipelines.studies import study_file
 from pipelines.train import Book, next_item_job, untrained
+from pipelines.train import run as train
 from pipelines.tune import Pruned, Watch, run, training_config
 from recsys.histories.batches import TrainingBatches
 from recsys.histories.questions import leave_one_out
@@ -146,7 +149,16 @@ def test_one_parent_with_children(place: Place, study: Any) -> None:
     importance = json.loads((folder / "study.json").read_text())["importance"]
     assert set(importance) == {"model.width", "trainer.learning_rate"}
     assert sum(importance.values()) == pytest.approx(1)
-    assert "The best is trial" in parent.tags["mlflow.note.content"]
+    note = parent.tags["mlflow.note.content"]
+    assert "The best is trial" in note and "**Data:** planted" in note
+    tested = f"{result['rows'][0]['metrics']['test/loo-full-all/ndcg_10']:.4f}".lstrip("0")
+    assert f"&emsp;{tested} \\[" in note and "\n| iALS | " in note
+    for info in trials:
+        number = [trial["run"] for trial in result["trials"]].index(info.run_id) + 1
+        note = info.tags["mlflow.note.content"]
+        assert info.name.startswith(f"trial {number}: ") and plain(info.tags["headline"]) in note
+        assert "No result yet" not in note
+        assert "Trial of study whole: width" in note and "`val/loo-full-all`" in note
 
 
 def test_the_winner_is_a_run_of_train_that_says_how_to_do_it_again(
@@ -266,6 +278,43 @@ def test_settings_that_do_not_go_together_fail_alone(place: Place) -> None:
     assert "study=heads goes on in its run" in message and "which cannot be had" in message
     message = refusal(*settings, "study=none", "trials=1", "+space.model.heads.choices=[3]")
     assert "none of 1 trials came to a value" in message and "heads 3" in message
+
+
+def test_code_that_raises_ends_its_trial_and_not_the_study(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, full = tune_module.fit_model, []
+
+    def sulky(config: TrainConfig, *more: Any, **named: Any) -> Any:
+        if config.model.width == 8:
+            if full:
+                raise OSError(28, "no room")
+            raise IndexError("one's own code, in http://me:secret@host")
+        return fit(config, *more, **named)
+
+    monkeypatch.setattr(tune_module, "fit_model", sulky)
+    settings = [*SEARCH, "study=sulky", "test=false", "startup=6"]
+    found = tune(*settings)["trials"]
+    failed = [trial for trial in found if trial["state"] == "fail"]
+    assert 0 < len(failed) < len(found) == 6
+    assert all(trial["model.width"] == 8 for trial in failed)
+    assert all(trial["error"].startswith("IndexError: one's own code") for trial in failed)
+    run = load_run(f"sqlite:///{place.home / 'mlflow.db'}", failed[0]["run"])
+    assert run.status == "FAILED" and "sulky" in run.artifact("error.txt").read_text()
+    full.append(True)
+    with pytest.raises(OSError, match="no room"):  # of the disk: the trial is done again
+        tune(*settings, "study=full")
+    full.clear()
+    assert [t["state"] for t in tune(*settings, "study=full")["trials"]] == [
+        t["state"] for t in found
+    ]
+
+
+def test_the_winner_goes_on_with_its_study_alone(place: Place, study: Any) -> None:
+    uri, parent = f"sqlite:///{place.home / 'mlflow.db'}", study[0]["run_id"]
+    winner = load_run(uri, load_run(uri, parent).tags["winner"])
+    with pytest.raises(ConfigError, match=f"stands below run {parent}, and only the"):
+        train(compose("train", TrainConfig, [f"resume={winner.run_id}"]))
 
 
 def test_the_pruner_sees_each_validation_and_stops_what_is_below_the_median() -> None:

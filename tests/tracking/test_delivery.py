@@ -640,6 +640,20 @@ def test_runs_whose_process_is_gone_are_closed(start: Start) -> None:
         assert "closed" not in load_run(uri, runs["ended"].run_id).tags
 
 
+def test_a_run_that_was_delivered_and_went_on_is_closed_too(start: Start, root: Path) -> None:
+    lost = away(1, False, OutOfReach("no answer"), [(tracking, "_run_of")])
+    with lost, start(outbox=root / "o") as waits:
+        pass
+    arrived = deliver(root / "o" / waits.run_id, waits.uri)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    mark = process_mark(ended.pid) or ""
+    ended.wait()
+    tags = {**environment_tags(), "pid": str(ended.pid), "process": mark}
+    again = start(run_id=arrived.run_id, tags=tags, outbox=root / "o")  # and then kill -9
+    (closed,) = close_abandoned(waits.uri, print, root / "o")
+    assert closed.run_id == again.run_id == arrived.run_id != waits.run_id
+
+
 def test_a_process_that_its_parent_has_not_noted_is_gone() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     mark = process_mark(child.pid)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -289,7 +290,8 @@ def test_the_status_says_how_it_ended(start: Start, error: BaseException, status
     assert history(run, "train/loss") == [(7, 1.0)]
     if isinstance(error, ValueError):
         assert info.tags["error"] == "ValueError: no such item"
-        assert "test_the_status_says_how_it_ended" in info.artifact("error.txt").read_text()
+        trace = info.artifact("error.txt").read_text()
+        assert "test_the_status_says_how_it_ended" in trace
     again = f"Its last whole epoch was 7: `python -m pipelines.train resume={run.run_id}` goes on."
     why = {
         "KILLED": f"**KILLED:** interrupted by Ctrl-C. {again}",
@@ -302,17 +304,21 @@ def test_the_status_says_how_it_ended(start: Start, error: BaseException, status
 @pytest.mark.parametrize(
     ("pipeline", "more"),
     [
+        ("train below", " Its last whole epoch was 2."),
         ("trial", " Its last whole epoch was 2."),
         ("tune", " The same command goes on with study=first."),
         ("train", " Its last whole epoch was 2: `python -m pipelines.train resume=RUN "
-         "tracking.uri=http://me:***@host` goes on."),
+         "'tracking.uri=http://me:***@host'` goes on."),
     ],
 )  # fmt: skip
 def test_the_page_of_an_interrupted_run_says_how_to_go_on(
     start: Start, pipeline: str, more: str
 ) -> None:
     params = {"tracking": {"uri": "http://me:secret@host" if pipeline == "train" else None}}
-    given = {"pipeline": pipeline, "tags": {"study": "first"}, "params": params}
+    given: dict[str, Any] = {"tags": {"study": "first"}, "params": params}
+    given["pipeline"], _, below = pipeline.partition(" ")
+    if below:
+        given["parent_run_id"] = "0" * 32
     with pytest.raises(KeyboardInterrupt), start(**given) as run:
         run.metrics({"train/loss": 1.0}, 2)
         run.metrics({"train/loss": 1.0}, 1)
@@ -325,6 +331,9 @@ def test_a_result_stays_below_what_went_wrong_after_it(start: Start) -> None:
     with pytest.raises(OSError), start() as run:
         run.describe("NDCG .2")
         raise OSError("no `room`\nin http://me:secret@host")
+    assert (
+        "in http://me:***@host" in load_run(run.uri, run.run_id).artifact("error.txt").read_text()
+    )
     note = load_run(run.uri, run.run_id).tags[NOTE_TAG]
     assert note == "**FAILED:** `OSError: no 'room'`.\n\nNDCG .2"
     for _ in range(2):  # as a delivery may that breaks off
