@@ -236,3 +236,9 @@ def test_torch_is_bounded_below_only() -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     bounds = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     assert all(">=" in bound and "<" not in bound and "==" not in bound for bound in bounds)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])  # evaluate reads a run first of all
+def test_what_is_no_address_of_a_store_is_refused_at_once(place, name: str) -> None:
+    message = place.refused(name, "tracking.uri=localhost:5000")
+    assert "Did you mean http://localhost:5000?" in message
