@@ -238,7 +238,7 @@ def test_torch_is_bounded_below_only() -> None:
     assert all(">=" in bound and "<" not in bound and "==" not in bound for bound in bounds)
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate"])  # evaluate reads a run first of all
-def test_what_is_no_address_of_a_store_is_refused_at_once(place, name: str) -> None:
-    message = place.refused(name, "tracking.uri=localhost:5000")
+@pytest.mark.parametrize("command", ["train", "evaluate run=latest"])  # which reads it at once
+def test_what_is_no_address_of_a_store_is_refused_at_once(place, command: str) -> None:
+    message = place.refused(*command.split(), "tracking.uri=localhost:5000")
     assert "Did you mean http://localhost:5000?" in message
