@@ -259,7 +259,10 @@ def test_a_sound_model_is_taken() -> None:
         ({"width": "wide"}, "model.arguments.width must be a whole number, not 'wide'"),
         ({"width": 2.5}, "model.arguments.width must be a whole number, not 2.5"),
         ({"kind": "palin"}, "must be plain or fine, not 'palin' in wares.models.Sound. Did you"),
-        ({"sizes": ["a"]}, "model.arguments.sizes must be a list in brackets, each a whole number"),
+        (
+            {"sizes": ["a"]},
+            "sizes must be null or a list in brackets, each a whole number",
+        ),
         ({"catalogue_size": 3}, "unknown key 'model.arguments.catalogue_size'"),
         ({"width": -1}, "model.arguments: wares.models.Sound cannot be made of them. Runtime"),
     ],

@@ -648,7 +648,20 @@ def test_arguments_of_one_s_own_are_searched(place: Place) -> None:
         ("space.objective.arguments.gamma.low=1", "Known: arguments.factor."),
         ("space.objective.arguments.factor.low=1", "factor takes choices=[…], or low= and high="),
         ("space.model.arguments.width.hihg=4", "'space.model.arguments.width.hihg'"),
-        ("space.model.arguments.width=4", "space.model.arguments"),
+        (
+            "space.model.arguments.width=4",
+            "It holds choices, low, high, log, step, such as "
+            "space.model.arguments.width.choices=VALUE.",
+        ),
+        (
+            "space.objective.arguments.factor.choices=[[4],[8]]",
+            "space.objective.arguments.factor.choices=[[4], [8]]: a list cannot be searched, only",
+        ),
+        (
+            "space.model.arguments.width.choices=3",
+            "space.model.arguments.width.choices must be null or a list in brackets, not 3",
+        ),
+        ("space=din", "The space that is shipped for it is space=own."),
     ],
 )
 def test_a_space_that_does_not_fit(place: Place, more: str, words: str) -> None:
@@ -656,4 +669,5 @@ def test_a_space_that_does_not_fit(place: Place, more: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         search(more, "study=other")
     assert words in str(caught.value)
+    assert ("is shipped for it" in str(caught.value)) == (more == "space=din")
     assert place.files == before
