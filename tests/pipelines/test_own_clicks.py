@@ -614,10 +614,18 @@ def search(*more: str) -> dict[str, Any]:
     return found
 
 
-def test_arguments_of_one_s_own_are_searched(place: Place) -> None:
+def test_arguments_of_one_s_own_are_searched(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, widths = tune.fit_model, []
+
+    def watched(config: TrainConfig, judge: Any, model: Any, *rest: Any, **more: Any) -> Any:
+        widths.append(model.inputs.items.weight.shape[1])
+        return fit(config, judge, model, *rest, **more)
+
+    monkeypatch.setattr(tune, "fit_model", watched)
     assert len(search()["trials"]) == 1
     found = search("trials=2")  # it goes on
     assert [trial["state"] for trial in found["trials"]] == ["complete", "complete"]
+    assert [trial["model.arguments.width"] for trial in found["trials"]] == widths
     for trial in found["trials"]:
         assert trial["model.arguments.width"] in (2, 3, 4, 5)
         assert trial["objective.arguments.factor"] in (0.5, 2)
