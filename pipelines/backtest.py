@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.checking import ConfigError
 from pipelines.class_paths import package
 from pipelines.entry import main
-from pipelines.examining import metric_title, reporting_metric
+from pipelines.examining import reporting_metric
+from pipelines.headings import metric_title
 from pipelines.judging import Judge, interval_text, say
 from pipelines.own import model_class
 from pipelines.result import check_result_path, without_nan, write_result

@@ -88,7 +88,10 @@ class _Check:
 
     def dataclass(self, schema: Any, values: Any, key: str) -> Any:
         if not isinstance(values, dict):
-            return self.fail(key, schema, values)
+            self.fail(key, schema, values)
+            names = list(_hints(schema))
+            self.wrong[-1] += f" It holds {', '.join(names)}, such as {key}.{names[0]}=VALUE."
+            return None
         prefix = f"{key}." if key else ""
         hints = _hints(schema)
         for name in values:
@@ -124,7 +127,7 @@ class _Check:
             self.wrong.append(f"{key} is required: add {key}=VALUE.")
             return None
         classes, inner = _dataclasses(hint), _values_of(hint)
-        if _dataclasses(inner) and isinstance(value, dict) and (not classes or _is_nested(value)):
+        if _dataclasses(inner) and isinstance(value, dict) and not _is_one_of(classes, value):
             return {str(n): self.value(inner, part, f"{key}.{n}") for n, part in value.items()}
         if classes and value is not None:
             return self.one_of(classes, value, key)
@@ -135,7 +138,9 @@ class _Check:
 
     def one_of(self, classes: list[Any], value: Any, key: str) -> Any:
         """The member of a union of dataclasses that `value["name"]`, or "kind", names."""
-        if len(classes) == 1 or not isinstance(value, dict):
+        if not isinstance(value, dict) and len(classes) > 1:
+            return self.fail(key, classes[0], value)
+        if len(classes) == 1:
             return self.dataclass(classes[0], value, key)
         tag = "name" if "name" in _hints(classes[0]) else "kind"
         by_tag = {word: c for c in classes for word in get_args(_hints(c).get(tag))}
@@ -165,14 +170,28 @@ def _dataclasses(hint: Any) -> list[Any]:
     return [member for member in _members(hint) if dataclasses.is_dataclass(member)]
 
 
+def _is_list(hint: Any) -> bool:
+    return get_origin(hint) is list
+
+
 def _values_of(hint: Any) -> Any:
     """T of a `dict[str, T]`, None of anything else."""
     dicts = [member for member in _members(hint) if get_origin(member) is dict]
     return get_args(dicts[0])[1] if dicts else None
 
 
+def _is_one_of(classes: list[Any], value: dict[str, Any]) -> bool:
+    """Whether a mapping is meant as one of dataclasses T, and of `T | dict[str, T]` not as a dict.
+
+    Its keys tell, though one may be misspelt.
+    """
+    names = [name for schema in classes for name in _hints(schema)]
+    near = any(get_close_matches(str(key), names, n=1) for key in value)
+    return bool(classes) and (not value or near) and not _is_nested(value)
+
+
 def _is_nested(value: dict[str, Any]) -> bool:
-    """Whether a mapping holds mappings only: of `T | dict[str, T]` the latter."""
+    """Whether a mapping holds mappings only."""
     return bool(value) and all(isinstance(part, dict) for part in value.values())
 
 
@@ -236,11 +255,14 @@ _WORDS = {
 
 def _in_words(hint: Any) -> str:
     words = []
-    for member in _members(hint):
+    # Lists last: behind them nobody could tell null from one of their elements.
+    for member in sorted(_members(hint), key=_is_list):
         if get_origin(member) is Literal:
             words += [str(choice) for choice in get_args(member)]
-        elif get_origin(member) is list:
-            words.append(f"a list in brackets, each {_in_words(get_args(member)[0])}")
+        elif _is_list(member):
+            (element,) = get_args(member)
+            lists = any(map(_is_list, _members(element)))
+            words.append("a list in brackets" + ("" if lists else f", each {_in_words(element)}"))
         elif get_origin(member) is dict or dataclasses.is_dataclass(member):
             words.append("a mapping")
         else:

@@ -126,6 +126,26 @@ def check_arguments(
     return {name: getattr(built, name) for name in arguments}
 
 
+def made_of(arguments: Mapping[str, Any], target: type, setting: str, class_path: str) -> Any:
+    """An object of a class, made of arguments that were checked and what the command fills in.
+
+    Args:
+        arguments: all that the constructor is called with.
+        target: the class.
+        setting: that holds those of the user, such as "model.arguments".
+        class_path: of the class, for messages.
+
+    Raises:
+        ConfigError: the constructor raised.
+    """
+    try:
+        return target(**arguments)
+    except Exception as error:
+        raise ConfigError(f"{setting}: {class_path} cannot be made of them. {said(error)}") from (
+            error
+        )
+
+
 def argument_hints(
     target: Callable[..., Any], named: Iterable[str], given: Collection[str] = ()
 ) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.checking import ConfigError, build, nearest
 from pipelines.entry import shipped
 from pipelines.fitting import SMALLER_IS_BETTER, click_batches, fit_model
+from pipelines.headings import OF_ALL_CLICKS, metric_title
 from pipelines.judging import about_intervals, check_resamples, digest_of, make_split, say, shown
 from pipelines.own import metric_of
 from pipelines.own_clicks import (
@@ -60,7 +61,7 @@ RANKERS = {
     "mean_pooling": "Mean pooling",
     "logistic_regression": "Logistic regression",
 }
-OF_CLICKS = (*RANKERS, "own_ranker")
+ASKED_ABOUT_CLICKS = (*RANKERS, "own_ranker")
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def check_kinds(config: TrainConfig) -> None:
     Raises:
         ConfigError: naming the group and its right choice.
     """
-    clicks = config.model.name in OF_CLICKS
+    clicks = config.model.name in ASKED_ABOUT_CLICKS
     kind = "clicks" if clicks else "next_item"
     wanted = {
         "questions": (config.questions.name == kind, kind),
@@ -622,18 +623,12 @@ def trained_baseline(config: TrainConfig, judge: ClickJudge) -> tuple[nn.Module,
 
 def click_columns(judge: ClickJudge) -> dict[str, str]:
     """The final table's columns: metric by name, and its heading."""
-    labels = {
-        "auc": "AUC",
-        "gauc": "GAUC",
-        "logloss": "logloss",
-        "normalised_entropy": "NE",
-        "calibration_error": "ECE",
-    }
+    metrics = [*OF_ALL_CLICKS]
     if bool((judge.split.test.requests >= 0).any()):
         k = 10 if 10 in judge.evaluation.ks else max(judge.evaluation.ks)
-        labels |= {f"request_ndcg_{k}": f"NDCG@{k}", f"request_mrr_{k}": f"MRR@{k}"}
-    labels |= {name: name.replace("_", " ") for name in judge.own_metrics}
-    return {judge.name("test", metric): label for metric, label in labels.items()}
+        metrics += [f"request_ndcg_{k}", f"request_mrr_{k}"]
+    metrics += judge.own_metrics
+    return {judge.name("test", metric): metric_title(metric) for metric in metrics}
 
 
 def click_table(judge: ClickJudge, rows: list[dict[str, Any]], title: str) -> str:

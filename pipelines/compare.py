@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
 from pipelines.entry import main
-from pipelines.examining import metric_title
+from pipelines.headings import metric_title
 from pipelines.judging import file_name, interval_text, say, share
 from pipelines.own import metric_of
 from pipelines.result import check_result_path, without_nan, write_result

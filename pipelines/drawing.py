@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipelines.headings import metric_title
 from pipelines.judging import file_name
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ def draw_examination(examination: Examination, tracked: TrackedRun, metric: str)
     Returns:
         The names of the figures that a page shows.
     """
-    from pipelines.examining import metric_title
     from recsys.tracking.figures import rank_curves
 
     judge = examination.judge

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.headings import metric_title
 from pipelines.judging import Judge, file_name, interval_text, make_split, say, share, shown
 from pipelines.result import without_nan
 from pipelines.schemas import (
@@ -389,18 +390,6 @@ def in_a_sentence(name: str, comparison: Comparison, metric: str) -> str:
     return f"{'WARNING: ' if comparison.difference.estimate <= 0 else ''}{name} {said}: {why}"
 
 
-def metric_title(metric: str) -> str:
-    """As it stands in a sentence.
-
-    >>> metric_title("ndcg_10"), metric_title("recall_5"), metric_title("auc")
-    ('NDCG@10', 'recall@5', 'AUC')
-    """
-    name, _, k = metric.rpartition("_")
-    if not k.isdigit():
-        return metric.upper()
-    return f"{name.upper() if len(name) <= 4 else name.replace('_', ' ')}@{k}"
-
-
 def audited(store: HistoryStore, split: Split | ClickSplit, config: AuditConfig) -> list[Finding]:
     """Audits a split, says so in a line, and refuses it beyond the configured thresholds.
 
@@ -589,7 +578,7 @@ def beyond_table(examination: Examination) -> str:
     ]
     lines = [
         [
-            metric.rpartition("_")[0].replace("_", " ") + f"@{k}",
+            metric_title(metric),
             *(_cell(shown(row)[prefix + metric]) for row in examination.rows),
         ]
         for metric in names

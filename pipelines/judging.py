@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
+from pipelines.headings import metric_title
 from pipelines.own import all_metrics, check_metrics, metric_of
 from pipelines.paths import cache_dir
 from pipelines.schemas import (
@@ -431,9 +432,9 @@ def table_columns(judge: Judge) -> dict[str, str]:
     """The final table's columns: metric by name, and its heading."""
     ks = judge.evaluation.ks
     k = 10 if 10 in ks else max(ks)
-    own = {name: name.replace("_", " ") for name in map(metric_of, judge.evaluation.metrics)}
-    labels = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR", **own, "coverage": "coverage"}
-    return {judge.name("test", f"{metric}_{k}"): f"{label}@{k}" for metric, label in labels.items()}
+    own = map(metric_of, judge.evaluation.metrics)
+    metrics = [f"{name}_{k}" for name in ("hr", "ndcg", "mrr", *own, "coverage")]
+    return {judge.name("test", metric): metric_title(metric) for metric in metrics}
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,11 @@ from pipelines.class_paths import (
     find,
     find_callable,
     kind_of,
+    made_of,
     package,
     said,
 )
+from pipelines.headings import AT_A_CUT
 from pipelines.schemas import (
     DataConfig,
     OwnClassConfig,
@@ -38,17 +40,6 @@ if TYPE_CHECKING:
     from recsys.logs.schema import Columns
     from recsys.training.next_item_task import Objective
 
-# Names in a table beside those of metrics.
-TAKEN_METRICS = (
-    "coverage",
-    "gini",
-    "popularity_lift",
-    "novelty",
-    "serendipity",
-    "vector_diversity",
-    "diversity",
-    "genre_calibration",
-)
 OF_THE_STORE = ("catalogue_size",)
 KEPT = "what it learns or draws must be a parameter or a buffer"
 TAKEN_MODELS = ("Popularity", "Markov", "ItemKNN", "EASE", "iALS")
@@ -66,12 +57,9 @@ def own_model(config: OwnModelConfig, catalogue_size: int) -> nn.Module:
     found = model_class(config)
     path = config.class_path
     taken = check_arguments(found, config.arguments, "model.arguments", path, OF_THE_STORE)
-    try:
-        return found(catalogue_size=catalogue_size, **taken)
-    except Exception as error:
-        raise ConfigError(f"model.arguments: {path} cannot be made of them. {said(error)}") from (
-            error
-        )
+    arguments = {"catalogue_size": catalogue_size, **taken}
+    model: nn.Module = made_of(arguments, found, "model.arguments", path)
+    return model
 
 
 def module_class(config: OwnClassConfig) -> type[nn.Module]:
@@ -297,10 +285,7 @@ def made_objective(
     taken = check_arguments(found, config.arguments, setting, path, given)
     if not inspect.isclass(found):
         return partial(found, **taken) if taken else found
-    try:
-        made = found(**{name: known[name] for name in given}, **taken)
-    except Exception as error:
-        raise ConfigError(f"{setting}: {path} cannot be made of them. {said(error)}") from error
+    made = made_of({**{name: known[name] for name in given}, **taken}, found, setting, path)
     if not callable(made):
         raise ConfigError(
             f"objective.class_path={path} is a class whose objects cannot be called with "
@@ -392,7 +377,7 @@ def all_metrics(own: Sequence[str]) -> Mapping[str, Metric]:
     """The metrics of an evaluation: ours, and those of one's own."""
     from recsys.evaluation.metrics import METRICS
 
-    return {**METRICS, **{metric_of(path): _metric(path) for path in own}}
+    return {**METRICS, **{metric_of(path): next_item_metric(path) for path in own}}
 
 
 def metric_of(class_path: str) -> str:
@@ -411,11 +396,9 @@ def check_metrics(own: Sequence[str]) -> None:
         ConfigError: no such function, or a name that is taken.
         MetricError: it gives anything but a number for each question.
     """
-    from recsys.evaluation.metrics import METRICS
-
     for path in own:
-        _metric(path)
-    check_names(own, (*METRICS, *TAKEN_METRICS))
+        next_item_metric(path)
+    check_names(own, AT_A_CUT)
 
 
 def check_names(own: Sequence[str], taken: Collection[str]) -> None:
@@ -423,21 +406,23 @@ def check_names(own: Sequence[str], taken: Collection[str]) -> None:
 
     Args:
         own: class paths of metrics.
-        taken: names that tables have already.
+        taken: names and headings that tables have already.
 
     Raises:
         ConfigError: naming the metric.
     """
     names = [metric_of(path) for path in own]
+    # Nobody tells ECE from ece, and not every file system does.
+    small, theirs = [name.lower() for name in names], {name.lower() for name in taken}
     for path, name in zip(own, names, strict=True):
         if not name.isascii():
             raise ConfigError(f"evaluation.metrics={path}: MLflow takes no such name as '{name}'")
-        if name in taken:
+        if name.lower() in theirs:
             raise ConfigError(
                 f"evaluation.metrics={path}: '{name}' is a name that tables have already; call the "
                 "function otherwise"
             )
-        if names.count(name) > 1:
+        if small.count(name.lower()) > 1:
             raise ConfigError(f"evaluation.metrics: two metrics are called '{name}'")
 
 
@@ -455,7 +440,13 @@ def metric_function(path: str, takes: str) -> Callable[..., Any]:
 
 
 @cache
-def _metric(path: str) -> Metric:
+def next_item_metric(path: str) -> Metric:
+    """A metric of next items, once it gave numbers for three questions.
+
+    Raises:
+        ConfigError: no such function, or it fails.
+        MetricError: it gives anything but a number for each question.
+    """
     from recsys.evaluation.metrics import EXAMPLE, checked
 
     metric: Metric = metric_function(path, "answers, k")

@@ -8,7 +8,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError
-from pipelines.class_paths import SEE, check_arguments, kind_of, said
+from pipelines.class_paths import SEE, check_arguments, kind_of, made_of, said
+from pipelines.headings import OF_ALL_CLICKS, metric_title
 from pipelines.own import (
     KEPT,
     OF_CLICKS,
@@ -44,15 +45,13 @@ if TYPE_CHECKING:
 
 ENTITIES = ("user", "item", "event", "context")
 OF_THE_DATA = ("catalogue_size", *(f"{of}_fields" for of in ENTITIES))
-# Names that tables, or the files with one row a question, have already.
-TAKEN_METRICS = (
-    *("auc", "gauc", "logloss", "normalised_entropy"),
-    *("calibration_error", "calibration_error_mass"),
-    *("questions", "clicks", "users_counted", "users_excluded"),
+# Names beside those of metrics that reports, files with one row a question, and tables have.
+TAKEN_BY_CLICKS = (
+    *("calibration_error_mass", "questions", "clicks", "users_counted", "users_excluded"),
     *("requests_counted", "requests_excluded"),
     *("user", "item", "label", "score", "history_length", "request", "time"),
+    *("model", "verdict", "trial", "epoch"),
 )
-TAKEN_BEGINNINGS = ("request_ndcg_", "request_mrr_")
 
 
 # --- rankers ---
@@ -74,12 +73,9 @@ def own_ranker(
     found = ranker_class(config)
     path = config.class_path
     taken = check_arguments(found, config.arguments, "model.arguments", path, OF_THE_DATA)
-    try:
-        return found(catalogue_size=catalogue_size, **fields_of(sizes), **taken)
-    except Exception as error:
-        raise ConfigError(f"model.arguments: {path} cannot be made of them. {said(error)}") from (
-            error
-        )
+    arguments = {"catalogue_size": catalogue_size, **fields_of(sizes), **taken}
+    ranker: nn.Module = made_of(arguments, found, "model.arguments", path)
+    return ranker
 
 
 def fields_of(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
@@ -315,7 +311,7 @@ def try_click_objective(config: OwnObjectiveConfig) -> None:
 
 def own_click_metrics(own: Sequence[str]) -> dict[str, ClickMetric]:
     """The metrics of one's own among those of an evaluation, by name."""
-    return {metric_of(path): _metric(path) for path in own}
+    return {metric_of(path): click_metric(path) for path in own}
 
 
 def check_click_metrics(own: Sequence[str]) -> None:
@@ -326,13 +322,29 @@ def check_click_metrics(own: Sequence[str]) -> None:
         MetricError: it gives anything but a number for each question.
     """
     for path in own:
-        _metric(path)
-    begun = [name for name in map(metric_of, own) if name.startswith(TAKEN_BEGINNINGS)]
-    check_names(own, (*TAKEN_METRICS, *begun))
+        click_metric(path)
+    check_click_names(own)
+
+
+def check_click_names(own: Sequence[str]) -> None:
+    """Refuses metrics of one's own that tables could not tell from others.
+
+    Raises:
+        ConfigError: naming the metric.
+    """
+    at_a_cut = [name for name in map(metric_of, own) if metric_title(name.lower()) != name.lower()]
+    taken = (*TAKEN_BY_CLICKS, *OF_ALL_CLICKS, *OF_ALL_CLICKS.values(), *at_a_cut)
+    check_names(own, taken)
 
 
 @cache
-def _metric(path: str) -> ClickMetric:
+def click_metric(path: str) -> ClickMetric:
+    """A metric of clicks, once it gave numbers for a few questions.
+
+    Raises:
+        ConfigError: no such function, or it fails.
+        MetricError: it gives anything but a number for each question.
+    """
     from recsys.evaluation.click_metrics import LABELS, PROBABILITIES
     from recsys.evaluation.metrics import checked
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.checking import ConfigError
 from pipelines.compare import answers_of, hardest_to_beat, legend_of, usual_metric
 from pipelines.entry import main
-from pipelines.examining import metric_title
+from pipelines.headings import metric_title
 from pipelines.judging import say, share
 from pipelines.paths import tracking_uri
 from pipelines.result import check_result_path, without_nan, write_result

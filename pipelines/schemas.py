@@ -852,7 +852,7 @@ class SearchConfig:
         step: between two values, from low on.
     """
 
-    choices: list[bool | int | float | str | None] | None = None
+    choices: list[Argument] | None = None  # lists among them are refused with the reason
     low: float | None = None
     high: float | None = None
     log: bool = False

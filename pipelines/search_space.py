@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.checking import ConfigError, hints_of, nearest
 from pipelines.class_paths import argument_hints, check_arguments
-from pipelines.entry import as_overrides, choices, compose, in_hydra
+from pipelines.entry import as_overrides, choices, compose, in_hydra, shipped
 from pipelines.own import (
     KNOWN_TO_OBJECTIVES,
     OF_CLICKS,
@@ -57,7 +57,7 @@ def distributions(config: TuneConfig, base: TrainConfig) -> dict[str, BaseDistri
                 near = nearest(name.removeprefix(front), bare, f"space.{group}.{front}")
                 near = near or f" Known: {', '.join(known) or 'none'}."
                 space = "own" if isinstance(part, OwnClassConfig) else part.name
-                if group == "model" and space in choices("space"):
+                if group == "model" and of_a_shipped_space(name, entries):
                     near += f" The space that is shipped for it is space={space}."
                 raise ConfigError(
                     f"space.{group}.{name}: {group}={part.name} has nothing of that name to "
@@ -79,6 +79,12 @@ def distributions(config: TuneConfig, base: TrainConfig) -> dict[str, BaseDistri
                 setting, path = f"{group}.arguments", part.class_path
                 check_arguments(own[0], part.arguments, setting, path, own[1])
     return found
+
+
+def of_a_shipped_space(name: str, entries: Collection[str]) -> bool:
+    """Whether a setting of the model came with a space that we ship."""
+    parts = [shipped("space", choice).get("model", {}) for choice in choices("space")]
+    return any(name in part and set(part) <= set(entries) for part in parts)
 
 
 def entries_of(part: Mapping[str, Searched]) -> dict[str, SearchConfig]:
@@ -166,9 +172,15 @@ def distribution(key: str, entry: SearchConfig, hint: Any) -> BaseDistribution:
     if entry.choices is not None:
         if entry.log or entry.step is not None:
             raise ConfigError(f"{where}: log and step are of low and high, not of choices")
+        plain = [choice for choice in entry.choices if not isinstance(choice, list)]
+        if len(plain) < len(entry.choices):
+            raise ConfigError(
+                f"{where}.choices={entry.choices}: a list cannot be searched, only numbers, text, "
+                "true, false and null"
+            )
         if not entry.choices or len(set(map(repr, entry.choices))) < len(entry.choices):
             raise ConfigError(f"{where}.choices={entry.choices} must hold different values")
-        return CategoricalDistribution(entry.choices)
+        return CategoricalDistribution(plain)
     low, high = entry.low, entry.high
     assert low is not None and high is not None
     if not low < high:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from pipelines.clicks import ClickJudge, click_columns
-from pipelines.examining import Report, metric_title
+from pipelines.examining import Report
+from pipelines.headings import metric_title
 from pipelines.judging import Judge, about_intervals, share, shown, table_columns
 from pipelines.runs import headline_metric
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.checking import ConfigError, build
 from pipelines.class_paths import check_trusted, class_paths, package
 from pipelines.clicks import (
-    OF_CLICKS,
+    ASKED_ABOUT_CLICKS,
     RANKERS,
     ClickJudge,
     check_candidates,
@@ -247,7 +247,7 @@ def final_table(judge: Judge | ClickJudge, rows: list[dict[str, Any]], title: st
 
 def job(config: TrainConfig) -> Judge | ClickJudge:
     """The questions of a model, once everything about the settings has been checked."""
-    return click_job(config) if config.model.name in OF_CLICKS else next_item_job(config)
+    return click_job(config) if config.model.name in ASKED_ABOUT_CLICKS else next_item_job(config)
 
 
 def next_item_job(config: TrainConfig) -> Judge:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from safetensors import safe_open
 
 from pipelines import recommend, train
 from pipelines.checking import ConfigError
@@ -21,6 +22,7 @@ from pipelines.entry import compose
 from pipelines.ingest import make_store
 from pipelines.schemas import IngestConfig, RecommendConfig, TrainConfig
 from recsys.testing import ClickLaws, NextItemLaws
+from recsys.tracking.reading import load_run
 from tests.pipelines.conftest import CHECKOUT, Place
 from tests.pipelines.test_train import model_folder
 
@@ -176,7 +178,10 @@ def test_everything_of_one_s_own_trains(shop: Place, trained: dict[str, Any]) ->
     row = trained["rows"][0]
     low, high = row["intervals"][metric]
     assert low <= row["metrics"][metric] <= high
-    assert "patience@10" in trained["printed"] and "960 events" in trained["printed"]
+    assert re.search(
+        r"^model .*MRR@10 +patience_10 +coverage@10$", trained["printed"], re.MULTILINE
+    )
+    assert "patience@" not in trained["printed"] and "960 events" in trained["printed"]
     # Baselines are tuned by it too, and are not kept: its code may change.
     assert "validation patience_10" in trained["printed"]
     assert not (shop.home / "data" / "cache" / "baselines").exists()
@@ -187,7 +192,7 @@ def test_everything_of_one_s_own_trains(shop: Place, trained: dict[str, Any]) ->
         assert np.allclose(frame["patience_10"], expected)
     page = (folder / "report.html").read_text(encoding="utf-8")
     accuracy = page[page.index("Accuracy") : page.index("Beyond accuracy")]
-    assert "patience@10" in accuracy and "patience@5" in accuracy
+    assert "patience_10" in accuracy and "patience_5" in accuracy
     assert "patience" not in page[page.index("Beyond accuracy") :]
     model = model_folder(shop, trained["run_id"])
     described = json.loads((model / "model.json").read_text())
@@ -243,10 +248,12 @@ def commanded(shop: Place, trained: dict[str, Any]) -> str:
     train, compare = commands("clicks")
     (tune,) = commands("studies")
     quick = ["trainer.max_epochs=3", "trainer.rows_per_batch=100", "trainer.learning_rate=0.02"]
+    tested = ["test=true", "evaluation.baselines=false", "evaluation.resamples=0"]
     named += [
         [*train, *quick, "trainer.average_weights=0"],
         [*compare, "result=compared.json"],
-        [*tune, *QUICK, "trainer.max_epochs=1", "result=study.json"],
+        # Tested, unlike on the page: of the winner a model is kept.
+        [*tune, *QUICK, "trainer.max_epochs=1", *tested, "result=study.json"],
     ]
     done = shop.python("-c", COMMANDS, json.dumps(named))
     assert done.returncode == 0, done.stderr
@@ -289,9 +296,17 @@ def test_a_ranker_trains_and_is_compared_by_one_s_own_metric(shop: Place, comman
 
 
 def test_arguments_of_one_s_own_model_are_searched(shop: Place, commanded: str) -> None:
-    trials = json.loads((shop.folder / "study.json").read_text())["trials"]
-    assert len(trials) == 3
-    assert {trial["model.arguments.width"] for trial in trials} <= {16, 32}
+    found = json.loads((shop.folder / "study.json").read_text())
+    assert [trial["state"] for trial in found["trials"]] == 3 * ["complete"]
+    best = max(found["trials"], key=lambda trial: trial["value"])
+    width = best["model.arguments.width"]
+    assert width in (16, 32) and found["best"]["model.arguments.width"] == width
+    # What was drawn, and not the 64 of the signature, is what was trained.
+    run = load_run(f"sqlite:///{shop.home / 'mlflow.db'}", found["run_id"])
+    folder = model_folder(shop, run.tags["winner"])
+    assert json.loads((folder / "model.json").read_text())["arguments"]["width"] == width
+    with safe_open(folder / "weights.safetensors", "np") as weights:
+        assert weights.get_tensor("items.weight").shape == (41, width)
 
 
 def test_code_that_a_run_names_is_not_run_without_consent(

@@ -18,9 +18,10 @@ from pipelines.checking import ConfigError
 from pipelines.class_paths import find
 from pipelines.entry import compose
 from pipelines.fitting import choose_rows, make_objective
+from pipelines.headings import AT_A_CUT
 from pipelines.ingest import make_store
 from pipelines.judging import check_evaluation
-from pipelines.own import TAKEN_METRICS, all_metrics, try_model, try_objective
+from pipelines.own import all_metrics, try_model, try_objective
 from pipelines.schemas import (
     Argument,
     DataConfig,
@@ -165,11 +166,12 @@ def words(answers, k): return ["good"] * answers.questions
 def raises(answers, k): raise KeyError(k)
 def ndcg(answers, k): return answers.best
 def novelty(answers, k): return answers.best
+def NDCG(answers, k): return answers.best
 def größe(answers, k): return answers.best
 class Kind: ...
 number = 3
 """,
-    "others.py": "def sound(answers, k): return answers.best",
+    "others.py": "def sound(answers, k): return answers.best\nSound = sound\n",
     "logs.py": """
 from pathlib import Path
 import polars as pl
@@ -257,7 +259,10 @@ def test_a_sound_model_is_taken() -> None:
         ({"width": "wide"}, "model.arguments.width must be a whole number, not 'wide'"),
         ({"width": 2.5}, "model.arguments.width must be a whole number, not 2.5"),
         ({"kind": "palin"}, "must be plain or fine, not 'palin' in wares.models.Sound. Did you"),
-        ({"sizes": ["a"]}, "model.arguments.sizes must be a list in brackets, each a whole number"),
+        (
+            {"sizes": ["a"]},
+            "sizes must be null or a list in brackets, each a whole number",
+        ),
         ({"catalogue_size": 3}, "unknown key 'model.arguments.catalogue_size'"),
         ({"width": -1}, "model.arguments: wares.models.Sound cannot be made of them. Runtime"),
     ],
@@ -412,6 +417,8 @@ def test_a_sound_metric_is_taken() -> None:
         (["metrics.Kind"], "is a class, not a function of (answers, k)"),
         (["metrics.ndcg"], "'ndcg' is a name that tables have already"),
         (["metrics.novelty"], "'novelty' is a name that tables have already"),
+        (["metrics.NDCG"], "'NDCG' is a name that tables have already"),
+        (["metrics.sound", "others.Sound"], "two metrics are called 'sound'"),
         (["metrics.sound", "others.sound"], "two metrics are called 'sound'"),
         (["metrics.größe"], "MLflow takes no such name as 'größe'"),
         (["metrics.sonud"], "Did you mean 'wares.metrics.sound'?"),
@@ -541,9 +548,12 @@ def test_a_next_item_model_is_not_asked_about_clicks() -> None:
 def test_names_that_tables_have_are_all_known() -> None:
     """A new number of the lists must not meet a user's metric of that name."""
     from recsys.evaluation.beyond_accuracy import describe
+    from recsys.evaluation.click_report import summarise_clicks
 
     said = (describe.__doc__ or "").partition("Returns:")[2]
-    assert set(re.findall(r"`(\w+)_K`", said)) | {"coverage"} == set(TAKEN_METRICS)
+    lists = {*re.findall(r"`(\w+)_K`", said), "coverage"}
+    of_requests = set(re.findall(r"`(\w+)_K`", summarise_clicks.__doc__ or ""))
+    assert lists | of_requests | set(METRICS) == set(AT_A_CUT) and len(of_requests) == 2
 
 
 def test_a_back_test_takes_them_from_its_own_command_line() -> None:

@@ -15,15 +15,14 @@ import polars as pl
 import pytest
 import torch
 
-from pipelines import compare, evaluate, explain, export, recommend, train, tune
+from pipelines import compare, evaluate, explain, export, promote, recommend, train, tune
 from pipelines.checking import ConfigError
 from pipelines.clicks import check_click_evaluation, click_judge, make_ranker
 from pipelines.entry import compose
 from pipelines.fitting import task_and_batches
 from pipelines.ingest import make_store
 from pipelines.own_clicks import (
-    TAKEN_BEGINNINGS,
-    TAKEN_METRICS,
+    check_click_names,
     fields_to_come,
     own_click_objective,
     try_click_objective,
@@ -40,6 +39,7 @@ from pipelines.schemas import (
     TrainConfig,
     TuneConfig,
 )
+from pipelines.story import plain
 from recsys.evaluation.click_metrics import LABELS, PROBABILITIES, USERS
 from recsys.evaluation.click_report import click_intervals, summarise_clicks
 from recsys.evaluation.compare import Answers
@@ -49,6 +49,7 @@ from recsys.evaluation.promotion import decide
 from recsys.histories.store import open_store
 from recsys.serving.export import ExportError
 from recsys.serving.pyfunc import _load_pyfunc
+from recsys.tracking.reading import load_run
 from tests.pipelines.conftest import Place, files_below
 from tests.pipelines.test_clicks import write_log
 from tests.pipelines.test_train import artifacts, model_folder
@@ -192,9 +193,16 @@ def ranks(answers): ...
 def gauc(labels, probabilities): return labels
 def score(labels, probabilities): return labels
 def request_ndcg_7(labels, probabilities): return labels
+def AUC(labels, probabilities): return labels
+def ne(labels, probabilities): return labels
+def Model(labels, probabilities): return labels
+def gain_5(labels, probabilities): return 2.0 * labels
 class Kind: ...
 """,
-    "others.py": "def profit(labels, probabilities): return labels",
+    "others.py": """
+def profit(labels, probabilities): return labels
+def Profit(labels, probabilities): return labels
+""",
 }
 DEVICE = [
     "data.features.device.kind=categorical",
@@ -395,7 +403,11 @@ def evaluation(*names: str) -> ClickEvaluationConfig:
         (["metrics.gauc"], "'gauc' is a name that tables have already"),
         (["metrics.score"], "'score' is a name that tables have already"),
         (["metrics.request_ndcg_7"], "'request_ndcg_7' is a name that tables have already"),
+        (["metrics.AUC"], "'AUC' is a name that tables have already"),
+        (["metrics.ne"], "'ne' is a name that tables have already"),
+        (["metrics.Model"], "'Model' is a name that tables have already"),
         (["metrics.profit", "others.profit"], "two metrics are called 'profit'"),
+        (["metrics.profit", "others.Profit"], "two metrics are called 'profit'"),
         (["metrics.porfit"], "Did you mean 'goods.metrics.profit'?"),
     ],
 )
@@ -432,8 +444,11 @@ def test_promotion_reads_its_column() -> None:
         Answers(name, "clicks", one, own_metrics=("profit",))
         for name, one in (("ours", ours), ("theirs", theirs))
     ]
-    (whole,) = decide(answers[0], answers[1], "profit", resamples=200).parts
+    decision = decide(answers[0], answers[1], "profit", resamples=200)
+    (whole,) = decision.parts
     assert (whole.ahead, whole.verdict) == (1.0, "holds")
+    assert "ahead in profit " in promote.in_text(decision, "theirs", "promoted", "")
+    assert "ahead in profit " in promote.in_markdown(decision, "theirs", "promoted")
     (whole,) = decide(answers[0], answers[1], "auc", resamples=200).parts
     assert whole.verdict == "not shown"
     # Where no question's value differs there is nothing to lose, whatever the scores.
@@ -449,7 +464,8 @@ def test_promotion_reads_its_column() -> None:
 def trained(place: Place) -> dict[str, Any]:
     """A run with everything of one's own."""
     mine = ["objective=own", "objective.class_path=goods.objectives.sound"]
-    mine += ["evaluation.metrics=[goods.metrics.profit]", "trainer.monitor=profit"]
+    metrics = "[goods.metrics.profit,goods.metrics.gain_5]"
+    mine += [f"evaluation.metrics={metrics}", "trainer.monitor=profit"]
     train.run(compose("train", TrainConfig, [*own("Looking"), *mine, "result=trained.json"]))
     found: dict[str, Any] = json.loads((place.folder / "trained.json").read_text())
     return found
@@ -471,15 +487,27 @@ def test_everything_of_one_s_own_stands_beside_the_baselines(
         assert row["metrics"]["test/clicks/profit"] == pytest.approx(each.mean())
         low, high = row["intervals"]["test/clicks/profit"]
         assert low <= each.mean() <= high
-        # No number of the table, and no column of the files, could meet a user's metric.
-        for name in [*row["metrics"], *frame.columns]:
-            name = name.rpartition("/")[2] if "cohort/" not in name else "user"
-            assert name in (*TAKEN_METRICS, "profit") or name.startswith(TAKEN_BEGINNINGS), name
-    heading = (folder / "table.txt").read_text().split("\nmodel ")[1].splitlines()[0]
-    assert heading.split()[-1] == "profit"
+        check_that_none_could_be_called([*row["metrics"], *frame.columns])
+    headings = headings_of((folder / "table.txt").read_text())
+    assert headings == ["model", "AUC", "GAUC", "logloss", "NE", "ECE", "profit", "gain_5"]
+    check_that_none_could_be_called(headings)
     # What a metric of one's own chose is not kept: its code may change.
     assert not list(place.home.rglob("baselines/*/model.json"))
     assert (folder / "explain.html").exists()
+
+
+def headings_of(text: str) -> list[str]:
+    """Those of the first table."""
+    first = next(line for line in text.splitlines() if line.startswith("model "))
+    return first.split()
+
+
+def check_that_none_could_be_called(names: list[str]) -> None:
+    """No number, column of a file or heading could meet a user's metric."""
+    for name in (name.rpartition("/")[2] for name in names if "cohort/" not in name):
+        if name.isidentifier() and name not in ("profit", "gain_5"):
+            with pytest.raises(ConfigError, match=f"'{name}' is a name that tables have already"):
+                check_click_names([f"goods.metrics.{name}"])
 
 
 def test_a_run_of_one_s_own_is_used_with_consent(place: Place, trained: dict[str, Any]) -> None:
@@ -535,6 +563,21 @@ def test_it_is_compared_by_one_s_own_metric(place: Place, trained: dict[str, Any
         assert other["cohorts"]
 
 
+@pytest.mark.parametrize("metric", ["profit", "gain_5"])
+def test_it_keeps_its_name_where_people_read(
+    place: Place, trained: dict[str, Any], metric: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"runs=[{trained['run_id']}]", f"metric={metric}", "result=named.json"]
+    compare.run(compose("compare", CompareConfig, [*settings, "resamples=120"]))
+    headings = headings_of(capsys.readouterr().out)
+    assert headings[:2] == ["model", metric] and headings[-1] == "verdict"
+    check_that_none_could_be_called([headings[0], headings[-1]])
+    run_id = json.loads((place.folder / "named.json").read_text())["run_id"]
+    tags = load_run(f"sqlite:///{place.home / 'mlflow.db'}", run_id).tags
+    assert tags["headline"].startswith(f"{metric} ")
+    assert f"Looking: {plain(metric)} " in tags["mlflow.note.content"]
+
+
 def test_what_cannot_be_traced_or_looked_into_is_said(place: Place) -> None:
     more = ["evaluation.baselines=false", "evaluation.resamples=0", "result=branching.json"]
     train.run(compose("train", TrainConfig, [*own("Branching"), *more]))
@@ -571,10 +614,18 @@ def search(*more: str) -> dict[str, Any]:
     return found
 
 
-def test_arguments_of_one_s_own_are_searched(place: Place) -> None:
+def test_arguments_of_one_s_own_are_searched(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, widths = tune.fit_model, []
+
+    def watched(config: TrainConfig, judge: Any, model: Any, *rest: Any, **more: Any) -> Any:
+        widths.append(model.inputs.items.weight.shape[1])
+        return fit(config, judge, model, *rest, **more)
+
+    monkeypatch.setattr(tune, "fit_model", watched)
     assert len(search()["trials"]) == 1
     found = search("trials=2")  # it goes on
     assert [trial["state"] for trial in found["trials"]] == ["complete", "complete"]
+    assert [trial["model.arguments.width"] for trial in found["trials"]] == widths
     for trial in found["trials"]:
         assert trial["model.arguments.width"] in (2, 3, 4, 5)
         assert trial["objective.arguments.factor"] in (0.5, 2)
@@ -605,7 +656,20 @@ def test_arguments_of_one_s_own_are_searched(place: Place) -> None:
         ("space.objective.arguments.gamma.low=1", "Known: arguments.factor."),
         ("space.objective.arguments.factor.low=1", "factor takes choices=[…], or low= and high="),
         ("space.model.arguments.width.hihg=4", "'space.model.arguments.width.hihg'"),
-        ("space.model.arguments.width=4", "space.model.arguments"),
+        (
+            "space.model.arguments.width=4",
+            "It holds choices, low, high, log, step, such as "
+            "space.model.arguments.width.choices=VALUE.",
+        ),
+        (
+            "space.objective.arguments.factor.choices=[[4],[8]]",
+            "space.objective.arguments.factor.choices=[[4], [8]]: a list cannot be searched, only",
+        ),
+        (
+            "space.model.arguments.width.choices=3",
+            "space.model.arguments.width.choices must be null or a list in brackets, not 3",
+        ),
+        ("space=din", "The space that is shipped for it is space=own."),
     ],
 )
 def test_a_space_that_does_not_fit(place: Place, more: str, words: str) -> None:
@@ -613,4 +677,5 @@ def test_a_space_that_does_not_fit(place: Place, more: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         search(more, "study=other")
     assert words in str(caught.value)
+    assert ("is shipped for it" in str(caught.value)) == (more == "space=din")
     assert place.files == before

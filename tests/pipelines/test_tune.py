@@ -368,6 +368,8 @@ PLAIN = ["data=log", "data.path=x.csv", "study=s"]
         (["space.model.widht.choices=[8]"], "Did you mean 'space.model.width'?"),
         (["space.modle.width.choices=[8]"], "unknown key 'space.modle'"),
         (["space.model.width.choice=[8]"], "Did you mean 'space.model.width.choices'?"),
+        (["~space.model.width", "+space.model.width.chioces=[8]"], "'space.model.width.choices'?"),
+        (["~space.model.width", "+space.model.width=8"], "such as space.model.width.choices=VALUE"),
         (["space.trainer.monitor.choices=[auc]"], "has nothing of that name to search"),
         (["space.model.width.low=8"], "takes choices=[…], or low= and high=, and not both"),
         (["space.model.heads.low=0"], "takes choices=[…], or low= and high=, and not both"),
