@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
-from pipelines.checking import REQUIRED, ConfigError, build, hints_of, nearest, takes_text
+from pipelines.checking import REQUIRED, ConfigError, build, hints_of, keys_of, nearest, takes_text
 
 C = TypeVar("C")
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -348,6 +348,10 @@ class _Setting:
             return cls(text, group, f"{'~' if sign == '~' else ''}{key}{value}", True)
         if key.partition(".")[0] == "hydra":
             raise ConfigError(f"unknown key '{key}' on the command line ({text}).")
+        if "." not in key and not hints_of(schema, key):  # a group may be no setting: experiment
+            settings = [one for one, _ in keys_of(schema) if "." not in one]
+            if (near := nearest(key, [*settings, *groups(name)])) != nearest(key, settings):
+                raise ConfigError(f"unknown key '{key}' on the command line ({text}).{near}")
         if sign == "~":
             return cls(text, key, text)
         if not value:

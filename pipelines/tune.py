@@ -34,11 +34,11 @@ from pipelines.clicks import ClickJudge, check_kinds, check_regularisers
 from pipelines.entry import main
 from pipelines.fitting import fit_model, make_objective
 from pipelines.judging import Judge, say, share
-from pipelines.own_clicks import length_seen
+from pipelines.own_clicks import length_seen, own_click_objective
 from pipelines.paths import outbox_dir, tracking_uri
 from pipelines.result import check_result_path, write_result
 from pipelines.runs import name_dataset, start_run
-from pipelines.schemas import RankerConfig, TrainConfig, TuneConfig
+from pipelines.schemas import OwnObjectiveConfig, RankerConfig, TrainConfig, TuneConfig
 from pipelines.search_space import distributions, first_arguments, trial_config
 from pipelines.story import about, begun, plain
 from pipelines.studies import best_trial, ended, opened_study
@@ -334,6 +334,8 @@ def make_model_of(settings: TrainConfig, judge: Judge | ClickJudge) -> None:
     choose_rows(settings, untrained(settings, judge))
     if isinstance(judge, Judge):
         make_objective(settings.objective, np.array([0, 1]))
+    elif isinstance(settings.objective, OwnObjectiveConfig):
+        own_click_objective(settings.objective)
     else:
         check_regularisers(settings.objective)
 

@@ -533,6 +533,8 @@ def test_command_refuses_a_typo_in_a_shipped_file(place) -> None:
     ("arguments", "words"),
     [
         (["+trainer.max_epocs=3"], "Did you mean 'trainer.max_epochs'?"),
+        (["experimnt=sasrec_ml1m"], "Did you mean 'experiment'?"),
+        (["sead=1"], "Did you mean 'seed'?"),
         (["model.layers.deep.er=3"], "model.layers must be a whole number, not a mapping"),
         (["model=sasrex"], "unknown model 'sasrex': choose one of"),
         (["model.width=wide"], "model.width must be a whole number, not 'wide'"),

@@ -180,6 +180,11 @@ class Kept(nn.Module):
         super().__init__()
         self.factor = factor
     def forward(self, logits_B, labels_B): return sound(logits_B, labels_B, self.factor)
+class Low(Kept):
+    def __init__(self, factor: float):
+        if factor > 1:
+            raise ValueError("too much")
+        super().__init__(factor)
 """,
     "metrics.py": """
 import numpy as np
@@ -637,6 +642,16 @@ def test_arguments_of_one_s_own_are_searched(place: Place, monkeypatch: pytest.M
         search("space.model.arguments.width.high=4")
     with pytest.raises(ConfigError, match=r"model\.arguments\.max_length \(None there, 4 here"):
         search("model.arguments.max_length=4")
+
+
+def test_an_objective_that_cannot_be_made_of_what_was_drawn_has_no_run(place: Place) -> None:
+    found = search("study=low", "objective.class_path=goods.objectives.Low", "trials=4")
+    for trial in found["trials"]:
+        refused = trial["objective.arguments.factor"] > 1
+        assert trial["state"] == ("fail" if refused else "complete")
+        assert (trial["run"] is None) == refused
+        assert ("Low cannot be made of them" in (trial["error"] or "")) == refused
+    assert {trial["state"] for trial in found["trials"]} == {"fail", "complete"}
 
 
 @pytest.mark.parametrize(
