@@ -111,7 +111,9 @@ def run(config: PromoteConfig) -> int:
             name = f"difference/champion/{metric}"
             tracked.metrics({name: overall.ahead, f"{name}/low": overall.bound}, 0)
         opening = f"Worth opening: {link(tracked, 'promote.html')}"
-        tracked.describe(f"{in_markdown(decision, against, outcome)}\n\n{opening}")
+        asked_what = (plain(line) for line in legend.splitlines())
+        told = [in_markdown(decision, against, outcome), *asked_what, opening]
+        tracked.describe("\n\n".join(told))
         tracked.tag("headline", f"{version} {'promoted' if decision.promoted else 'refused'}")
         tracked.tag("against", against)
         tracked.artifact_text("promote.txt", text + "\n")

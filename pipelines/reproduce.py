@@ -30,7 +30,7 @@ from pipelines.paths import cache_dir
 from pipelines.result import check_result_path, without_nan, write_result
 from pipelines.runs import find_run, name_dataset, start_run, trained_run
 from pipelines.schemas import ReproduceConfig, TrainConfig
-from pipelines.story import begun, plain, run_page
+from pipelines.story import about, begun, plain, run_page
 from pipelines.train import job, tracked_training
 from pipelines.ui import how_to_open, in_the_ui
 
@@ -152,8 +152,8 @@ def run(config: ReproduceConfig) -> int:
         tracked.artifact_json("reproduce.json", without_nan(report))
         pages = {"the run": info.run_id, "trained again": again_id}
         links = [f"[{n}]({run_page(info.experiment_id, run_id)})" for n, run_id in pages.items()]
-        lines = [*(plain(line) for line in text.splitlines()), ", ".join(links)]
-        tracked.describe("\n\n".join(lines))
+        lines = [plain(line) for line in text.splitlines()]
+        tracked.describe("\n\n".join([*lines, ", ".join(links), *about(judge, trained.data.name)]))
         tracked.tag("headline", "reproduced" if verdict.reproduced else "not reproduced")
         tracked.tag("against", f"run {info.run_id} ('{info.name}')")
         seconds = time.perf_counter() - started

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipelines import train as train_module
 from pipelines.compare import run as compare
 from pipelines.entry import compose
 from pipelines.explain import run as explain
@@ -65,6 +66,10 @@ class Runs:
             return database.execute(asked, (run_id, metric)).fetchall()
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
 def runs(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     place = Place(tmp_path_factory.mktemp("pages"))
@@ -88,6 +93,9 @@ def runs(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         items = left("train", TrainConfig, train, *SMALL, "register=films")
         of = f"run={items['run_id']}"
         quick = left("train", TrainConfig, train, *SMALL, *QUICK, "trainer.max_epochs=1")
+        with pytest.MonkeyPatch.context() as stopping, pytest.raises(KeyboardInterrupt):
+            stopping.setattr(train_module, "train_and_judge", interrupt)
+            left("train", TrainConfig, train, *SMALL)
         return Runs(
             place,
             items,
@@ -185,7 +193,7 @@ def test_the_table_of_runs(runs: Runs, seen: tuple[str, Browser]) -> None:
     headlines = [runs.tags(run_id)["headline"] for run_id in run_ids]
     names = ("SASRec planted", "DIN planted", "compare SASRec", "explain SASRec", "promote films/1")
     text = browser.shows(
-        runs_link(address, experiment), *titles, *headlines, *names, "13 matching runs"
+        runs_link(address, experiment), *titles, *headlines, *names, "14 matching runs"
     )
     assert "A run of train holds a model" in text  # what the experiment is about
     assert "Agent versions" not in text  # the GenAI side
@@ -241,9 +249,13 @@ def test_reports(
     ("run", "words", "pictures"),
     [
         ("explained", ["attention beside score drops"], 0),
-        ("promoted", ["films/1 refused: too few: 60 questions"], 0),
-        ("reproduced", ["equal to the last digit", "60 ranks", "trained again"], 0),
-        ("tuned", ["Study seen: 3 trials", "The best is trial", "tested once"], 1),
+        ("promoted", ["films/1 refused: too few: 60 questions", "leave-one-out: each user's"], 0),
+        (
+            "reproduced",
+            ["equal to the last digit", "60 ranks", "trained again", "Data: planted"],
+            0,
+        ),
+        ("tuned", ["Study seen: 3 trials", "The best is trial", "tested once", "ItemKNN"], 1),
     ],
 )
 def test_the_pages_of_other_commands(
@@ -258,6 +270,17 @@ def test_the_pages_of_other_commands(
     assert "**" not in text and "|--" not in text and "No result yet" not in text
     if pictures:
         assert min(browser.await_pictures(pictures)) > 300
+
+
+def test_the_page_of_a_run_that_was_interrupted(runs: Runs, seen: tuple[str, Browser]) -> None:
+    address, browser = seen
+    with sqlite3.connect(runs.place.home / "mlflow.db") as database:
+        ((run_id, experiment),) = database.execute(
+            "select run_uuid, experiment_id from runs where status = 'KILLED'"
+        )
+    page = run_link(address, experiment, run_id)
+    text = browser.shows(page, "Training SASRec. KILLED: interrupted by Ctrl-C.", "Data: planted")
+    assert "No result yet" not in text
 
 
 def test_the_page_of_a_version(runs: Runs, seen: tuple[str, Browser]) -> None:
